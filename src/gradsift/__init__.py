@@ -1,0 +1,20 @@
+"""Train on the examples that matter, with weights that keep the gradient unbiased."""
+
+from importlib.metadata import version
+
+from gradsift import monitors as monitors
+from gradsift import scores as scores
+from gradsift.errors import DataError as DataError
+from gradsift.errors import TrainingError as TrainingError
+from gradsift.errors import UsageError as UsageError
+from gradsift.loader import SiftedLoader as SiftedLoader
+from gradsift.loader import sift as sift
+from gradsift.recipes import Recipe as Recipe
+from gradsift.recipes import recipes as recipes
+from gradsift.records import Draw as Draw
+from gradsift.records import WeightedBatch as WeightedBatch
+from gradsift.sampling import corrections as corrections
+from gradsift.sampling import distributions as distributions
+from gradsift.sampling import draws as draws
+
+__version__ = version("gradsift")

@@ -1,0 +1,68 @@
+"""Scores from the training step itself, read one step late so that the step never waits.
+
+On a CUDA device the scores are copied to pinned memory behind the step's own work; by the time
+the next batch is prepared they have arrived.
+"""
+
+from collections import deque
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from gradsift.records import ScoreUpdate, WeightedBatch
+
+
+@dataclass(frozen=True, eq=False)
+class Reported:
+    """What a training step told about its examples.
+
+    Attributes:
+        batch: the batch that was trained on.
+        losses: the loss of each example, detached, in host memory.
+        update: the scores of the examples, or None where nobody wants them.
+    """
+
+    batch: WeightedBatch
+    losses: Tensor
+    update: ScoreUpdate | None
+
+
+class Mailbox:
+    """Holds reports until they are collected.
+
+    Example:
+        >>> Mailbox().collect()
+        []
+    """
+
+    def __init__(self) -> None:
+        self._waiting: deque[tuple[Reported, torch.cuda.Event | None]] = deque()
+
+    def post(self, report: Reported) -> None:
+        """Takes a report and starts to copy it to host memory."""
+        update = report.update
+        if update is not None:
+            update = replace(update, index=_to_host(update.index), score=_to_host(update.score))
+        on_host = replace(report, losses=_to_host(report.losses), update=update)
+        event = None
+        if report.losses.device.type == "cuda":
+            event = torch.cuda.Event()
+            event.record()
+        self._waiting.append((on_host, event))
+
+    def collect(self) -> list[Reported]:
+        """Every report posted since the last call, oldest first."""
+        arrived = list(self._waiting)
+        self._waiting.clear()
+        for _, event in arrived:
+            if event is not None:
+                event.synchronize()
+        return [report for report, _ in arrived]
+
+
+def _to_host(values: Tensor) -> Tensor:
+    if values.device.type != "cuda":
+        return values.cpu()
+    pinned = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    return pinned.copy_(values, non_blocking=True)

@@ -1,0 +1,1 @@
+"""Where examples come from: stable ids whatever shuffles the data, and readers of real data."""

@@ -1,0 +1,137 @@
+"""Successive passes over a user's own batches, cut into the portions that a step asks for.
+
+While every step takes the next batch as it comes, this is iteration and nothing else: the same
+batches in the same order, the same calls at the same moments, so the same random numbers. A step
+that asks for more examples gets several batches as one portion; what is cut off stays in hand for
+the next, and a pass that ends is followed by a new one.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from gradsift.nested import concatenate, take
+
+
+@dataclass(frozen=True, eq=False)
+class Portion:
+    """Examples by id, with their data where the data come along.
+
+    Attributes:
+        ids: int64 ids.
+        data: the collated batch of a stream; None for map-style data, which are fetched by id.
+    """
+
+    ids: Int64[Tensor, " examples"]
+    data: Any = None
+
+    def __len__(self) -> int:
+        return self.ids.shape[0]
+
+    def split(self, count: int) -> tuple["Portion", "Portion"]:
+        """The first ``count`` examples, and the rest."""
+        parts = slice(0, count), slice(count, len(self))
+        head, tail = (Portion(self.ids[part], _cut(self.data, part, len(self))) for part in parts)
+        return head, tail
+
+
+def join(portions: list[Portion]) -> Portion:
+    """Several portions as one.
+
+    Example:
+        >>> import torch
+        >>> join([Portion(torch.tensor([7])), Portion(torch.tensor([3, 5]))]).ids
+        tensor([7, 3, 5])
+    """
+    if len(portions) == 1:
+        return portions[0]
+    data = None if portions[0].data is None else concatenate([part.data for part in portions])
+    return Portion(torch.cat([part.ids for part in portions]), data)
+
+
+class Passes:
+    """Portions out of endless passes over the same source.
+
+    Args:
+        restart: begins a pass; one that cannot be begun again yields nothing.
+
+    Example:
+        >>> import torch
+        >>> passes = Passes(lambda: iter([Portion(torch.arange(3)), Portion(torch.arange(3, 5))]))
+        >>> passes.begin()
+        >>> passes.take(4).ids, passes.take(4).ids
+        (tensor([0, 1, 2, 3]), tensor([4, 0, 1, 2]))
+    """
+
+    def __init__(self, restart: Callable[[], Iterator[Portion]]) -> None:
+        self._restart = restart
+        self._current: Iterator[Portion] = iter(())
+        self._hand: Portion | None = None
+        self._batches = 0
+        self.carries_over = False
+        self.batches_in_pass: int | None = None
+
+    def begin(self) -> None:
+        """Starts an epoch: a fresh pass, unless the last one was cut into other portions."""
+        if not self.carries_over:
+            self._hand = None
+            self._begin_pass()
+
+    def peek(self, *, restart: bool) -> Portion | None:
+        """The next portion of the user's own order, which stays in hand.
+
+        Args:
+            restart: whether a pass that has ended is followed by another.
+
+        Returns:
+            None when the pass has ended, or cannot be begun again.
+        """
+        if self._hand is None:
+            self._hand = self._next()
+        if self._hand is None and restart:
+            self._begin_pass()
+            self._hand = self._next()
+        return self._hand
+
+    def next(self) -> Portion | None:
+        """The next portion as it comes."""
+        portion, self._hand = self.peek(restart=self.carries_over), None
+        return portion
+
+    def take(self, count: int) -> Portion | None:
+        """``count`` examples over as many batches and passes as that needs.
+
+        Returns:
+            None when the source ends before there is one example; a short portion when it ends
+            later.
+        """
+        self.carries_over = True
+        parts: list[Portion] = []
+        missing = count
+        while missing > 0 and (portion := self.next()) is not None:
+            if len(portion) > missing:
+                portion, self._hand = portion.split(missing)
+            parts.append(portion)
+            missing -= len(portion)
+        return join(parts) if parts else None
+
+    def _begin_pass(self) -> None:
+        self._batches = 0
+        self._current = self._restart()
+
+    def _next(self) -> Portion | None:
+        for portion in self._current:
+            if len(portion) > 0:
+                self._batches += 1
+                return portion
+        if self._batches:
+            self.batches_in_pass = self._batches
+        return None
+
+
+def _cut(data: Any, part: slice, count: int) -> Any:
+    return None if data is None else take(data, part, count)

@@ -1,0 +1,124 @@
+"""`sift`: what a user wraps around a loader."""
+
+import weakref
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from gradsift.clock import AbstractClock, WallClock
+from gradsift.data.split import Split, split_batch
+from gradsift.errors import UsageError
+from gradsift.monitors.log import AbstractLog, JsonLines, NullLog
+from gradsift.recipes import recipes
+from gradsift.recipes.recipe import Recipe
+from gradsift.records import LossFunction
+from gradsift.scores.base import Forward, call_model
+from gradsift.sifted import Setup as Setup
+from gradsift.sifted import SiftedLoader as SiftedLoader
+
+_alive: "weakref.WeakValueDictionary[int, SiftedLoader]" = weakref.WeakValueDictionary()
+
+
+def sift(
+    loader: Any,
+    model: Any,
+    loss_fn: LossFunction,
+    *,
+    recipe: str | Recipe = "katharopoulos2018",
+    split: Split | None = None,
+    forward: Forward | None = None,
+    device: torch.device | str | None = None,
+    engine: None = None,
+    spend: Literal["noise"] = "noise",
+    seed: int = 0,
+    rank: int | None = None,
+    world_size: int | None = None,
+    clock: AbstractClock | None = None,
+    log: str | Path | None = None,
+) -> SiftedLoader:
+    """Wraps a loader so that training takes the examples that matter, without bias.
+
+    The estimator of every step is ``(1/b) Σ_j w_j ∇ℓ(i_j)``, with b the nominal batch size and
+    weights that belong to the draw, so its expectation is the mean gradient over the data.
+
+    Args:
+        loader: a `torch.utils.data.DataLoader`, or any iterable of batches. A map-style
+            DataLoader is read by example id, in its own sampler's order while nothing is chosen.
+        model: called as ``forward(model, inputs)`` to score candidates; never changed.
+        loss_fn: ``loss_fn(outputs, targets)``, one loss per example, ``reduction="none"``.
+        recipe: a name in `gradsift.recipes`, or a `gradsift.Recipe`.
+        split: a batch into ``(inputs, targets)``. By default 2-tuples, and mappings with
+            ``labels``.
+        forward: ``model(**mapping)``, ``model(*tuple)`` or ``model(x)`` by default.
+        device: where batches go; by default the device of the model at the first iteration.
+        engine: where scores are searched for beside the training step; None: nowhere.
+        spend: what lower variance is spent on; "noise": on less noise in each step.
+        seed: of the draws. Global random state is neither read nor seeded.
+        rank: of this process among data-parallel ones, which draw independently; by default
+            that of `torch.distributed` at the first iteration.
+        world_size: how many such processes there are; checked against ``rank``.
+        clock: where seconds come from; real ones by default.
+        log: a folder for ``metrics.jsonl``.
+
+    Returns:
+        An iterable of `WeightedBatch`, one epoch per ``for`` loop.
+
+    Raises:
+        UsageError: for arguments that cannot work together, and, at the first batch, for
+            everything that would fail in a later one.
+
+    Example:
+        >>> import torch, gradsift
+        >>> data = torch.utils.data.TensorDataset(torch.randn(64, 5), torch.randint(3, (64,)))
+        >>> loader = torch.utils.data.DataLoader(data, batch_size=16, shuffle=True)
+        >>> model = torch.nn.Linear(5, 3)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> loss_fn = torch.nn.CrossEntropyLoss(reduction="none")
+        >>> train = gradsift.sift(loader, model, loss_fn, recipe="pool")
+        >>> for batch in train:
+        ...     loss = batch.loss(model(batch.inputs))
+        ...     optimizer.zero_grad(); loss.backward(); optimizer.step()
+        >>> print(train)
+        on: recipe 'pool' draws one of 3 candidates, always
+    """
+    _check(model, loss_fn, engine, spend)
+    _check_ranks(rank, world_size)
+    if (first := _alive.get(id(loader))) is not None:
+        raise UsageError(
+            f"this loader is sifted already ({first}): iterate over the first one, or delete it "
+            "before the loader is sifted again"
+        )
+    folder_log: AbstractLog = NullLog() if log is None or rank else JsonLines(log)
+    sifted = SiftedLoader(
+        loader,
+        Setup(
+            model=model,
+            loss_fn=loss_fn,
+            recipe=recipe if isinstance(recipe, Recipe) else recipes[recipe],
+            split=split or split_batch,
+            forward=forward or call_model,
+            device=None if device is None else torch.device(device),
+            seed=seed,
+            rank=rank,
+            clock=clock or WallClock(),
+            log=folder_log,
+        ),
+    )
+    _alive[id(loader)] = sifted
+    return sifted
+
+
+def _check(model: Any, loss_fn: Any, engine: Any, spend: Any) -> None:
+    for name, value in (("model", model), ("loss_fn", loss_fn)):
+        if not callable(value):
+            raise UsageError(f"{name} is a {type(value).__name__}, expected a callable")
+    if engine is not None:
+        raise UsageError(f"engine {engine!r} received, expected None: no engine is built in yet")
+    if spend != "noise":
+        raise UsageError(f"spend {spend!r} received, expected 'noise'")
+
+
+def _check_ranks(rank: int | None, world_size: int | None) -> None:
+    if world_size is not None and not 0 <= (rank or 0) < world_size:
+        raise UsageError(f"rank {rank} received, expected 0 to {world_size - 1} (world_size - 1)")

@@ -1,0 +1,5 @@
+"""Small reference models for the command line, the demo and the benchmarks."""
+
+from gradsift.models.build import FAMILIES as FAMILIES
+from gradsift.models.build import build_model as build_model
+from gradsift.models.build import describe as describe

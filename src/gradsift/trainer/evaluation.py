@@ -1,0 +1,81 @@
+"""How good a model is: the unweighted loss and error over a data set, in eval mode."""
+
+from collections.abc import Sized
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from gradsift.data.problem import Problem
+from gradsift.nested import move
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Unweighted means over a data set.
+
+    Attributes:
+        loss: of the problem's loss.
+        error: share of wrong classes, or mean squared error.
+    """
+
+    loss: float
+    error: float
+
+
+def evaluate(
+    model: nn.Module,
+    problem: Problem,
+    data: Dataset[Any],
+    device: torch.device,
+    batch_size: int = 512,
+) -> Quality:
+    """The mean loss and error over all of ``data``, summed in float64.
+
+    The model is in eval mode meanwhile, and then in the mode it was in. No random state is read.
+
+    Example:
+        >>> from torch.utils.data import TensorDataset
+        >>> from gradsift.data.problem import from_datasets
+        >>> data = TensorDataset(torch.eye(2), torch.tensor([0, 1]))
+        >>> evaluate(nn.Identity(), from_datasets("toy", data, data), data, torch.device("cpu"))
+        Quality(loss=0.3132616877555847, error=0.0)
+    """
+    # The loader draws a seed for its workers, even without any: not from the global state.
+    loader = DataLoader(data, batch_size=batch_size, generator=torch.Generator())
+    training = model.training
+    model.eval()
+    loss = torch.zeros((), dtype=torch.float64)
+    error = torch.zeros((), dtype=torch.float64)
+    try:
+        with torch.no_grad():
+            for batch in loader:
+                inputs, targets = move(batch, device)
+                outputs = model(inputs)
+                loss += problem.loss_fn(outputs, targets).double().sum().cpu()
+                error += problem.error_fn(outputs, targets).double().sum().cpu()
+    finally:
+        model.train(training)
+    count = count_examples(data)
+    return Quality(float(loss) / count, float(error) / count)
+
+
+def count_examples(data: Dataset[Any]) -> int:
+    """How many examples a map-style data set holds."""
+    return len(cast(Sized, data))
+
+
+def subsample(data: Dataset[Any], limit: int, seed: int) -> Dataset[Any]:
+    """The data set itself, or ``limit`` random examples of it, the same for the same seed.
+
+    Example:
+        >>> len(subsample(range(10), 3, seed=0)), len(subsample(range(2), 3, seed=0))
+        (3, 2)
+    """
+    count = count_examples(data)
+    if count <= limit:
+        return data
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    return Subset(data, order[:limit].tolist())

@@ -1,0 +1,204 @@
+"""The loop itself: step, schedule, evaluation, and what is written down about them."""
+
+import math
+from dataclasses import asdict, dataclass, field
+from itertools import chain, repeat
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from gradsift.clock import AbstractClock, PausableClock, Seconds
+from gradsift.data.problem import Problem
+from gradsift.errors import TrainingError
+from gradsift.loader import SiftedLoader
+from gradsift.monitors.log import AbstractLog
+from gradsift.records import WeightedBatch
+from gradsift.report.histogram import histogram
+from gradsift.report.summary import Summary, versions
+from gradsift.schedule import Schedule
+from gradsift.trainer.evaluation import Quality, count_examples, evaluate, subsample
+from gradsift.trainer.interruption import Interruption
+from gradsift.trainer.progress import AbstractProgress, Point
+from gradsift.trainer.settings import Settings
+
+EVALUATIONS = 20
+"""Evaluations over a budget, besides the one before the first step."""
+
+SUBSAMPLE = 2_000
+"""Training examples whose loss is followed during a run; the summary has all of them."""
+
+
+@dataclass(eq=False)
+class Loop:
+    """A run in progress.
+
+    Attributes:
+        problem: what is learnt.
+        settings: how.
+        model: on the device.
+        optimizer: of its parameters.
+        schedule: factor on the learning rate by progress.
+        train: the sifted loader.
+        device: where the model is.
+        clock: of the budget; paused while evaluating.
+        inner: the clock that is never paused.
+        log: of measurements.
+        progress: who watches.
+        interruption: notes Ctrl-C.
+        spent: seconds of training and evaluating.
+        steps: updates so far.
+    """
+
+    problem: Problem
+    settings: Settings
+    model: nn.Module
+    optimizer: Optimizer
+    schedule: Schedule
+    train: SiftedLoader
+    device: torch.device
+    clock: PausableClock
+    inner: AbstractClock
+    log: AbstractLog
+    progress: AbstractProgress
+    interruption: Interruption
+    spent: Seconds = field(default_factory=Seconds)
+    steps: int = 0
+
+    def __post_init__(self) -> None:
+        self._start = self.clock.now()
+        self._followed = subsample(self.problem.train, SUBSAMPLE, self.settings.seed)
+
+    @property
+    def seconds(self) -> float:
+        """Of the budget, so far."""
+        return self.clock.now() - self._start
+
+    @property
+    def share(self) -> float:
+        """Of the budget that is spent, from 0 to 1."""
+        epochs = self.steps / len(self.train)
+        return self.settings.budget.progress(
+            seconds=self.seconds, epochs=epochs, steps=self.steps
+        )
+
+    def train_all(self) -> None:
+        """Trains until the budget is spent or Ctrl-C is pressed.
+
+        Raises:
+            TrainingError: when the loss is not finite; it is noted in the log first.
+        """
+        self._note("settings", **self.settings.listed(), **self._sizes())
+        try:
+            self._train_all()
+        except TrainingError as error:
+            self._note("failed", text=str(error))
+            raise
+        if self.interruption.requested:
+            self._note("interrupted", share=self.share)
+        if self.train.scores is not None:
+            self._note("scores", **asdict(histogram(self.train.scores)))
+
+    def summarise(self, command: str) -> Summary:
+        """Evaluates on everything and sums the run up.
+
+        Raises:
+            TrainingError: when the model's loss on the data is not finite.
+        """
+        train = self._quality(self.problem.train)
+        test = self._quality(self.problem.test)
+        if not (math.isfinite(train.loss) and math.isfinite(test.loss)):
+            raise TrainingError(
+                f"after {self.steps} steps the loss is {train.loss} on the training set and "
+                f"{test.loss} on the test set: lower the learning rate"
+            )
+        return Summary(
+            recipe=self.settings.recipe,
+            data=self.problem.name,
+            model=self.settings.model,
+            seed=self.settings.seed,
+            steps=self.steps,
+            examples_trained=self.train.examples_trained,
+            examples_scored=self.train.examples_scored,
+            seconds_total=self.seconds,
+            seconds_loading=self.train.seconds["loading"],
+            seconds_scoring=self.train.seconds["scoring"],
+            seconds_training=self.spent["training"],
+            seconds_evaluating=self.spent["evaluating"],
+            train_loss=train.loss,
+            train_error=train.error,
+            test_loss=test.loss,
+            test_error=test.error,
+            gate=self.train.gate,
+            engine=None,
+            versions=versions(),
+            command=command,
+        )
+
+    def _train_all(self) -> None:
+        batches = chain.from_iterable(repeat(self.train))
+        self._evaluate()
+        with self.clock.paused():
+            self._step(next(batches))
+        due = 1 / EVALUATIONS
+        while (share := self.share) < 1 and not self.interruption.requested:
+            if share >= due:
+                self._evaluate()
+                due = (math.floor(share * EVALUATIONS) + 1) / EVALUATIONS
+            self._step(next(batches))
+        self._evaluate()
+
+    def _step(self, batch: WeightedBatch) -> None:
+        with self.clock.timing(self.spent, "training"):
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.settings.learning_rate * self.schedule(self.share)
+            loss = batch.loss(self.model(batch.inputs))
+            if not math.isfinite(loss.item()):
+                raise TrainingError(
+                    f"the loss of step {self.steps} is {loss.item()}: the step was stopped "
+                    "before the update; lower the learning rate"
+                )
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            self.clock.charge(trained=len(batch))
+        self.steps += 1
+        self.progress.moved(self.share, self.steps)
+
+    def _evaluate(self) -> None:
+        train = self._quality(self._followed)
+        test = self._quality(self.problem.test)
+        self.log.write(
+            "eval",
+            step=self.steps,
+            seconds=self.seconds,
+            train_loss=train.loss,
+            train_error=train.error,
+            test_loss=test.loss,
+            test_error=test.error,
+        )
+        self.progress.evaluated(
+            Point(
+                step=self.steps,
+                seconds=self.seconds,
+                share=self.share,
+                train_loss=train.loss,
+                test_loss=test.loss,
+                test_error=test.error,
+            )
+        )
+
+    def _quality(self, data: Any) -> Quality:
+        with self.inner.timing(self.spent, "evaluating"), self.clock.paused():
+            return evaluate(self.model, self.problem, data, self.device)
+
+    def _sizes(self) -> dict[str, int]:
+        return {
+            "train_examples": count_examples(self.problem.train),
+            "test_examples": count_examples(self.problem.test),
+            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+        }
+
+    def _note(self, name: str, **values: Any) -> None:
+        self.log.write("event", step=self.steps, seconds=self.seconds, name=name, **values)

@@ -1,0 +1,163 @@
+"""A run from its settings to its summary.
+
+The budget counts loading, drawing, scoring and training. The first batch, which warms everything
+up, and evaluations happen while the budget's clock is paused.
+
+Lines of kind "eval" and "event" in ``metrics.jsonl`` are written by the loop, those of kind
+"train" and "gate" by the loader.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from gradsift.clock import AbstractClock, PausableClock, WallClock
+from gradsift.data.problem import Problem
+from gradsift.errors import UsageError
+from gradsift.loader import sift
+from gradsift.models import build_model
+from gradsift.monitors.log import JsonLines, NullLog
+from gradsift.report.summary import Summary, write_summary
+from gradsift.schedule import find_schedule
+from gradsift.trainer.evaluation import count_examples
+from gradsift.trainer.interruption import Interruption
+from gradsift.trainer.loop import Loop
+from gradsift.trainer.progress import AbstractProgress, Silent
+from gradsift.trainer.settings import Settings, check_device
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What came of a run.
+
+    Attributes:
+        summary: as written to ``summary.json``.
+        model: with the parameters of the last step.
+        interrupted: whether Ctrl-C ended the run before its budget was spent.
+    """
+
+    summary: Summary
+    model: nn.Module
+    interrupted: bool
+
+
+def run(
+    problem: Problem,
+    settings: Settings,
+    *,
+    out: Path | None = None,
+    clock: AbstractClock | None = None,
+    progress: AbstractProgress | None = None,
+    command: str = "",
+) -> Outcome:
+    """Trains a fresh model on a problem until the budget is spent.
+
+    PyTorch's global random state is seeded for the run and restored after it. The first Ctrl-C
+    ends the run after its step, with everything written; the second stops it at once.
+
+    Args:
+        problem: what to learn.
+        settings: how.
+        out: folder for ``summary.json`` and ``metrics.jsonl``, which must be empty or not exist;
+            None keeps nothing.
+        clock: where seconds come from; None reads real ones.
+        progress: is told about every step and evaluation.
+        command: kept in the summary.
+
+    Raises:
+        UsageError: when settings and problem do not fit, before anything is written.
+        TrainingError: when the loss is not finite; measurements up to there stay in ``out``.
+
+    Example:
+        >>> from gradsift.budget import parse_budget
+        >>> from gradsift.data.digits import digits
+        >>> settings = Settings(recipe="uniform", budget=parse_budget("50steps"))
+        >>> run(digits(), settings).summary.test_error < 0.3
+        True
+    """
+    device = check_device(settings.device)
+    cards = range(torch.cuda.device_count()) if device.type == "cuda" else ()
+    with torch.random.fork_rng(devices=cards), Interruption() as interruption:
+        torch.manual_seed(settings.seed)
+        loop = _prepare(problem, settings, device, out, clock, progress, interruption)
+        loop.train_all()
+        summary = loop.summarise(command)
+        if out is not None:
+            write_summary(out, summary)
+    return Outcome(summary, loop.model, interruption.requested)
+
+
+def require_free(out: Path) -> None:
+    """Raises a `UsageError` unless a folder is empty or does not exist yet."""
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{str(out)!r} is a file: name a folder for the results")
+    if out.is_dir() and any(out.iterdir()):
+        raise UsageError(f"folder {str(out)!r} is not empty: name another one for the results")
+
+
+def _prepare(
+    problem: Problem,
+    settings: Settings,
+    device: torch.device,
+    out: Path | None,
+    clock: AbstractClock | None,
+    progress: AbstractProgress | None,
+    interruption: Interruption,
+) -> Loop:
+    """Makes every part; the folder last, when nothing can be refused any more."""
+    loader = _load(problem, settings)
+    model = build_model(
+        settings.model,
+        problem.input_shape,
+        problem.outputs,
+        generator=torch.Generator().manual_seed(settings.seed),
+        norm=settings.norm,
+    ).to(device)
+    inner = WallClock(device) if clock is None else clock
+    paused = PausableClock(inner)
+    if out is not None:
+        require_free(out)
+    train = sift(
+        loader,
+        model,
+        problem.loss_fn,
+        recipe=settings.assembled(),
+        seed=settings.seed,
+        device=device,
+        clock=paused,
+        log=out,
+    )
+    return Loop(
+        problem=problem,
+        settings=settings,
+        model=model,
+        optimizer=settings.optimise(model.parameters()),
+        schedule=find_schedule(settings.schedule),
+        train=train,
+        device=device,
+        clock=paused,
+        inner=inner,
+        log=NullLog() if out is None else JsonLines(out),
+        progress=Silent() if progress is None else progress,
+        interruption=interruption,
+    )
+
+
+def _load(problem: Problem, settings: Settings) -> DataLoader:
+    """Shuffled batches, all of one size: what does not fill the last one waits for its turn."""
+    count = count_examples(problem.train)
+    if settings.batch_size > count:
+        raise UsageError(
+            f"batch size {settings.batch_size} received, but the training set of "
+            f"{problem.name!r} has {count} examples: choose at most that"
+        )
+    return DataLoader(
+        problem.train,
+        batch_size=settings.batch_size,
+        shuffle=True,
+        drop_last=True,
+        generator=torch.Generator().manual_seed(settings.seed),
+    )

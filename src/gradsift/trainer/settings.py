@@ -1,0 +1,154 @@
+"""The settings of a run, checked when they are made: nothing is trained on a typing mistake."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import SGD, Adam, AdamW, Optimizer
+
+from gradsift.budget import Budget
+from gradsift.errors import UsageError
+from gradsift.recipes import Recipe, recipes
+from gradsift.schedule import find_schedule
+
+MakeOptimizer = Callable[[Iterable[nn.Parameter], float], Optimizer]
+
+
+def _sgd(parameters: Iterable[nn.Parameter], lr: float) -> Optimizer:
+    return SGD(parameters, lr=lr, momentum=0.9)
+
+
+def _adam(parameters: Iterable[nn.Parameter], lr: float) -> Optimizer:
+    return Adam(parameters, lr=lr)
+
+
+def _adamw(parameters: Iterable[nn.Parameter], lr: float) -> Optimizer:
+    return AdamW(parameters, lr=lr)
+
+
+OPTIMIZERS: Mapping[str, tuple[MakeOptimizer, float]] = MappingProxyType(
+    {"sgd": (_sgd, 0.05), "adam": (_adam, 1e-3), "adamw": (_adamw, 1e-3)}
+)
+"""How each optimiser is made, and its learning rate where none is given. SGD has momentum 0.9."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run does, apart from its data.
+
+    Attributes:
+        recipe: a name out of `gradsift.recipes`.
+        model: a name that `gradsift.models.build_model` understands.
+        budget: when the run ends.
+        batch_size: examples per step.
+        pool_ratio: candidates per trained example; None leaves the recipe's own.
+        lr: learning rate at the start; None takes the optimiser's usual one.
+        schedule: of the learning rate over the budget: constant, cosine, linear or step.
+        optimizer: sgd (with momentum 0.9), adam or adamw.
+        norm: group or batch, for the models that normalise; None takes group.
+        seed: of the parameters, the order of the data and the draws.
+        device: where to train, in PyTorch's notation.
+
+    Raises:
+        UsageError: for a value that cannot work.
+
+    Example:
+        >>> Settings(optimizer="adam").learning_rate
+        0.001
+        >>> Settings(lr=-1.0)
+        Traceback (most recent call last):
+        gradsift.errors.UsageError: lr -1.0 received, expected a positive finite number
+    """
+
+    recipe: str = "katharopoulos2018"
+    model: str = "mlp"
+    budget: Budget = Budget("seconds", 10)
+    batch_size: int = 64
+    pool_ratio: int | float | None = None
+    lr: int | float | None = None
+    schedule: str = "cosine"
+    optimizer: str = "sgd"
+    norm: str | None = None
+    seed: int = 0
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise UsageError(f"batch size {self.batch_size} received, expected at least 1")
+        if self.lr is not None and not (math.isfinite(self.lr) and self.lr > 0):
+            raise UsageError(f"lr {self.lr} received, expected a positive finite number")
+        if not 0 <= self.seed < 2**63:
+            raise UsageError(f"seed {self.seed} received, expected a whole number from 0 to 2^63-1")
+        if self.optimizer not in OPTIMIZERS:
+            raise UsageError(
+                f"optimizer {self.optimizer!r} is unknown: choose one of {', '.join(OPTIMIZERS)}"
+            )
+        find_schedule(self.schedule)
+        check_device(self.device)
+        self.assembled()
+
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate at the start."""
+        return OPTIMIZERS[self.optimizer][1] if self.lr is None else float(self.lr)
+
+    def assembled(self) -> Recipe:
+        """The recipe itself, with the pool ratio that was asked for.
+
+        Raises:
+            UsageError: for an unknown name, or a pool ratio that the recipe cannot have.
+        """
+        recipe = recipes[self.recipe]
+        if self.pool_ratio is None:
+            return recipe
+        if recipe.source != "pool":
+            raise UsageError(
+                f"pool ratio {self.pool_ratio} received, but recipe {self.recipe!r} scores no "
+                "pool: leave it out"
+            )
+        return replace(recipe, ratio=float(self.pool_ratio))
+
+    def optimise(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
+        """A fresh optimiser at the learning rate of the start."""
+        return OPTIMIZERS[self.optimizer][0](parameters, self.learning_rate)
+
+    def listed(self) -> dict[str, Any]:
+        """Every setting as plain values, in a stable order, for logs and reports."""
+        return {
+            **asdict(self),
+            "budget": str(self.budget),
+            "lr": self.learning_rate,
+            "pool_ratio": self.assembled().ratio if self.assembled().source == "pool" else None,
+        }
+
+
+def check_device(name: str) -> torch.device:
+    """The device of a name, if this machine has it.
+
+    Raises:
+        UsageError: naming the devices there are.
+
+    Example:
+        >>> check_device("cpu")
+        device(type='cpu')
+        >>> check_device("cuda:4096")
+        Traceback (most recent call last):
+        gradsift.errors.UsageError: device 'cuda:4096' is not available here: choose one of cpu...
+    """
+    available = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    if torch.backends.mps.is_available():
+        available.append("mps")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    named = name if device is None or device.type != "cuda" else f"cuda:{device.index or 0}"
+    if device is None or named not in available:
+        raise UsageError(
+            f"device {name!r} is not available here: choose one of {', '.join(available)}"
+        )
+    return device
