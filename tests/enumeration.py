@@ -30,9 +30,7 @@ SCORE_SETS = {
 }
 """Small score sets that cover the edges: at most five, so that permutations can be enumerated."""
 
-CASES = [
-    (name, size) for name, scores in SCORE_SETS.items() for size in range(1, len(scores) + 1)
-]
+CASES = [(name, size) for name, scores in SCORE_SETS.items() for size in range(1, len(scores) + 1)]
 """Every score set with every size."""
 
 Law = dict[tuple[int, ...], float]

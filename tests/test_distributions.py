@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from enumeration import float64, score_set
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from enumeration import float64, score_set
 from gradsift.errors import UsageError
 from gradsift.sampling.distributions import AbstractDistribution, Mixed, Power, Proportional
 from gradsift.sampling.quarantine import FLOOR

@@ -5,10 +5,10 @@ from fractions import Fraction
 
 import pytest
 import torch
-from enumeration import CASES, float64, score_set
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from enumeration import CASES, float64, score_set
 from gradsift.errors import UsageError
 from gradsift.sampling.inclusion import capped_inclusion
 from gradsift.sampling.quarantine import clean

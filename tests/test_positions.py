@@ -5,10 +5,10 @@ from fractions import Fraction
 
 import pytest
 import torch
-from enumeration import CASES, cells, float64, score_set
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from enumeration import CASES, cells, float64, score_set
 from gradsift.sampling.distributions import Proportional
 from gradsift.sampling.inclusion import capped_inclusion
 from gradsift.sampling.positions import (

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from enumeration import float64
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from enumeration import float64
 from gradsift.errors import UsageError
 from gradsift.sampling.quarantine import FLOOR, clean, neutralise
 
@@ -79,7 +79,9 @@ def test_always_positive_finite_ordered_and_idempotent(scores: list[float]) -> N
     assert again.quarantined == 0
 
 
-@given(scores=st.lists(st.floats(0.01, 100.0), min_size=2, max_size=8), power=st.integers(-250, 250))
+@given(
+    scores=st.lists(st.floats(0.01, 100.0), min_size=2, max_size=8), power=st.integers(-250, 250)
+)
 @settings(derandomize=True, max_examples=100, deadline=None)
 def test_the_scale_does_not_matter(scores: list[float], power: int) -> None:
     scale = 2.0**power

@@ -11,6 +11,7 @@ falls by τ², not τ, and the pool's own noise is forgotten (see `gradsift.moni
 published.
 """
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 
@@ -104,8 +105,8 @@ class TauThreshold(AbstractGate):
 
     def __post_init__(self) -> None:
         _check_momentum(self.momentum)
-        if self.threshold is not None and not self.threshold > 0:
-            raise UsageError(f"threshold {self.threshold} received, expected a number above 0")
+        if self.threshold is not None:
+            _check_threshold(self.threshold)
 
     def needed(self, ratio: float) -> float:
         """The given threshold, or ``1 + r/3``."""
@@ -146,6 +147,7 @@ class ConstantVariance(AbstractGate):
 
     def __post_init__(self) -> None:
         _check_momentum(self.momentum)
+        _check_backward(self.backward)
         limit = self.backward / (1 + self.backward)
         if not 0 <= self.extra < limit:
             raise UsageError(
@@ -196,10 +198,12 @@ class ConstantTime(AbstractGate):
 
     def __post_init__(self) -> None:
         _check_momentum(self.momentum)
-        if not 0 < self.least <= 1 or not 0 <= self.share <= 1 or not self.backward > 0:
+        _check_backward(self.backward)
+        _check_threshold(self.threshold)
+        if not 0 < self.least <= 1 or not 0 <= self.share <= 1:
             raise UsageError(
-                f"least {self.least}, share {self.share}, backward {self.backward} received, "
-                "expected 0 < least <= 1, 0 <= share <= 1 and backward > 0"
+                f"least {self.least} and share {self.share} received, expected "
+                "0 < least <= 1 and 0 <= share <= 1"
             )
 
     def needed(self, ratio: float) -> float:
@@ -221,3 +225,16 @@ class ConstantTime(AbstractGate):
 def _check_momentum(momentum: float) -> None:
     if not 0 <= momentum < 1:
         raise UsageError(f"momentum {momentum} received, expected a number from 0 to below 1")
+
+
+def _check_threshold(threshold: float) -> None:
+    if not 0 < threshold < math.inf:
+        raise UsageError(f"threshold {threshold} received, expected a number above 0")
+
+
+def _check_backward(backward: float) -> None:
+    if not 0 < backward < math.inf:
+        raise UsageError(
+            f"backward {backward} received, expected a number above 0: the cost of a backward "
+            "pass in forward passes"
+        )

@@ -14,8 +14,8 @@ from gradsift.recipes import recipes
 from gradsift.recipes.recipe import Recipe
 from gradsift.records import LossFunction
 from gradsift.scores.base import Forward, call_model
-from gradsift.sifted import Setup as Setup
-from gradsift.sifted import SiftedLoader as SiftedLoader
+from gradsift.sifting.loop import SiftedLoader as SiftedLoader
+from gradsift.sifting.setup import Setup
 
 _alive: "weakref.WeakValueDictionary[int, SiftedLoader]" = weakref.WeakValueDictionary()
 
@@ -84,7 +84,7 @@ def sift(
     """
     _check(model, loss_fn, engine, spend)
     _check_ranks(rank, world_size)
-    if (first := _alive.get(id(loader))) is not None:
+    if (first := _description_of_living(loader)) is not None:
         raise UsageError(
             f"this loader is sifted already ({first}): iterate over the first one, or delete it "
             "before the loader is sifted again"
@@ -107,6 +107,12 @@ def sift(
     )
     _alive[id(loader)] = sifted
     return sifted
+
+
+def _description_of_living(loader: Any) -> str | None:
+    """In words, so that no traceback keeps the first one alive."""
+    first = _alive.get(id(loader))
+    return None if first is None else str(first)
 
 
 def _check(model: Any, loss_fn: Any, engine: Any, spend: Any) -> None:

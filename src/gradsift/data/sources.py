@@ -51,10 +51,12 @@ class AbstractSource(ABC):
         examples: how many examples the data hold, or None for a stream.
         plain_order: whether the user's order samples every example alike, so that ids may be
             drawn from the whole data set without another objective.
+        one_pass: whether the data can be read only once.
     """
 
     examples: int | None
     plain_order: bool
+    one_pass: bool
 
     @abstractmethod
     def epoch(self, planner: Planner) -> Iterator[Fetched]:
@@ -121,12 +123,17 @@ def _portion(passes: Passes, plan: Plan, size: int) -> Portion | None:
     return passes.take(size) if passes.carries_over else passes.next()
 
 
+def _take_what_comes(batch_size: int) -> Plan:
+    del batch_size
+    return Plan()
+
+
 class _PlannedBatches(Sampler[list[int]]):
     """A batch sampler that asks for a plan before it gives out ids, and remembers both in order."""
 
     def __init__(self, batch_sampler: Any, steps: int | None, nominal: int | None) -> None:
         self.planned: deque[tuple[Plan, Portion, int]] = deque()
-        self.planner: Planner = lambda _: Plan()
+        self.planner: Planner = _take_what_comes
         self._passes = Passes(
             lambda: (Portion(torch.tensor(ids, dtype=torch.int64)) for ids in iter(batch_sampler))
         )
@@ -161,13 +168,17 @@ class MapSource(AbstractSource):
         self.plain_order = loader.batch_size is not None and isinstance(
             loader.sampler, RandomSampler | DistributedSampler
         )
+        self.one_pass = False
 
     def epoch(self, planner: Planner) -> Iterator[Fetched]:
         """Fetches by id. Prefetching workers ask for plans ahead of their steps."""
         self._sampler.planner = planner
-        for data in self._reader:
-            plan, portion, size = self._sampler.planned.popleft()
-            yield Fetched(plan, portion.ids, data, size)
+        try:
+            for data in self._reader:
+                plan, portion, size = self._sampler.planned.popleft()
+                yield Fetched(plan, portion.ids, data, size)
+        finally:
+            self._sampler.planner = _take_what_comes
 
     def __len__(self) -> int:
         return len(self._loader)
@@ -199,7 +210,7 @@ class StreamSource(AbstractSource):
         self._nominal: int | None = getattr(loader, "batch_size", None)
         self._arrived = 0
         self._passes = Passes(lambda: self._portions(iter(loader)))
-        self.one_pass = iter_is_self(loader)
+        self.one_pass = hasattr(loader, "__next__")
         self.examples = None
         self.plain_order = False
 
@@ -225,16 +236,6 @@ class StreamSource(AbstractSource):
                 "several batches are joined into a pool"
             )
         return len(self._loader)
-
-
-def iter_is_self(loader: Any) -> bool:
-    """Whether a loader is an iterator, which can be read once.
-
-    Example:
-        >>> iter_is_self(iter([1])), iter_is_self([1])
-        (True, False)
-    """
-    return hasattr(loader, "__next__")
 
 
 def _steps(loader: Any) -> int | None:

@@ -87,11 +87,11 @@ def write_summary(folder: Path, summary: Summary) -> Path:
 
     The text reaches the disk under another name before it takes the name that readers know.
     """
+    text = json.dumps(asdict(summary), indent=2, allow_nan=False)
     path = folder / FILE
     waiting = folder / f"{FILE}.partial"
     with waiting.open("w", encoding="utf-8") as file:
-        json.dump(asdict(summary), file, indent=2)
-        file.write("\n")
+        file.write(f"{text}\n")
         file.flush()
         os.fsync(file.fileno())
     waiting.replace(path)

@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gradsift.nested import per_leaf, tensors
-from gradsift.records import LossFunction
+from gradsift.nested import length, per_leaf, tensors
+from gradsift.records import LossFunction, check_per_example
 from gradsift.scores.precision import Precision, autocast
 from gradsift.scores.untouched import Mode, untouched
 
@@ -96,6 +96,27 @@ def in_full_precision(tree: Any) -> Any:
         return leaf
 
     return per_leaf(tree, convert)
+
+
+def losses_of(loss_fn: LossFunction, outputs: Any, targets: Any) -> Float[Tensor, " batch"]:
+    """``loss_fn(outputs, targets)`` on a copy of the outputs, so that it may work in place.
+
+    The examples are counted by the first output, or by any other output that has as many rows as
+    there are losses.
+
+    Raises:
+        UsageError: when ``loss_fn`` does not return one loss per example.
+
+    Example:
+        >>> import torch
+        >>> losses_of(lambda outputs, targets: outputs.mul_(2).sum(1), torch.ones(2, 3), None)
+        tensor([6., 6.])
+    """
+    losses = loss_fn(per_leaf(outputs, torch.clone), targets)
+    rows = {leaf.shape[0] for leaf in tensors(outputs) if leaf.dim() > 0}
+    counted = losses.dim() == 1 and len(losses) in rows
+    check_per_example(losses, len(losses) if counted else length(outputs), "loss_fn returned")
+    return losses
 
 
 def device_of(tree: Any) -> torch.device:

@@ -35,12 +35,21 @@ class _LogSoftmax(torch.autograd.Function):
         return balanced(naive, probability)
 
 
-def log_softmax(logits: Tensor, dim: int | None = None, *rest: Any, **options: Any) -> Tensor:
-    """`torch.log_softmax` with an accurate derivative, for floating input of two dimensions up."""
-    dimension = -1 if dim is None else dim
-    if dim is None or rest or options or logits.dim() < 2 or not logits.is_floating_point():
-        return F.log_softmax(logits, dim, *rest, **options)
-    return _LogSoftmax.apply(logits.movedim(dimension, 1)).movedim(1, dimension)  # pyright: ignore[reportOptionalMemberAccess]
+def log_softmax(
+    logits: Tensor, dim: int | None = None, *rest: Any, dtype: torch.dtype | None = None, **_: Any
+) -> Tensor:
+    """`torch.log_softmax` with an accurate derivative, for floating input.
+
+    A third positional argument is the type for some of PyTorch's variants and the level of a
+    warning for others.
+    """
+    kinds = [kind for kind in (*rest, dtype) if isinstance(kind, torch.dtype)]
+    logits = logits.to(kinds[-1]) if kinds else logits
+    if dim is None or logits.dim() == 0 or not logits.is_floating_point():
+        return F.log_softmax(logits, dim)
+    if logits.dim() == 1:
+        return log_softmax(logits.unsqueeze(0), dim + 1 if dim >= 0 else dim).squeeze(0)
+    return _LogSoftmax.apply(logits.movedim(dim, 1)).movedim(1, dim)  # pyright: ignore[reportOptionalMemberAccess]
 
 
 def cross_entropy(
@@ -53,15 +62,25 @@ def cross_entropy(
     reduction: str = "mean",
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """`torch.nn.functional.cross_entropy` for hard labels, with an accurate derivative.
+    """`torch.nn.functional.cross_entropy`, with an accurate derivative.
 
-    Smoothed and soft labels keep PyTorch's own: their gradient does not vanish on fitted examples
-    (a soft label that is in truth one-hot is the exception, and is handled).
+    Label smoothing keeps PyTorch's own: its gradient does not vanish on fitted examples. So does
+    every call that PyTorch refuses, which keeps its message.
     """
     plain = size_average is None and reduce is None and label_smoothing == 0.0
-    if logits.dim() < 2 or not plain:
+    accepted = not target.is_floating_point() or (
+        target.shape == logits.shape
+        and ignore_index < 0
+        and (weight is None or weight.shape == logits.shape[-1 if logits.dim() == 1 else 1 :][:1])
+    )
+    if not (plain and accepted and logits.dim() > 0 and reduction in _REDUCTIONS):
         return F.cross_entropy(
             logits, target, weight, size_average, ignore_index, reduce, reduction, label_smoothing
+        )
+    if logits.dim() == 1:
+        rows = logits.unsqueeze(0), target.unsqueeze(0)
+        return cross_entropy(*rows, weight, ignore_index=ignore_index, reduction=reduction).squeeze(
+            0
         )
     logarithms = log_softmax(logits, 1)
     if not target.is_floating_point():
@@ -70,10 +89,7 @@ def cross_entropy(
         )
     if weight is not None:
         target = target * weight.view(-1, *[1] * (target.dim() - 2))
-    losses = -(target * logarithms).sum(1)
-    if reduction == "none":
-        return losses
-    return losses.sum() if reduction == "sum" else losses.mean()
+    return _REDUCTIONS[reduction](-(target * logarithms).sum(1))
 
 
 def binary_cross_entropy_with_logits(
@@ -85,26 +101,32 @@ def binary_cross_entropy_with_logits(
     reduction: str = "mean",
     pos_weight: Tensor | None = None,
 ) -> Tensor:
-    """``a·y·softplus(−z) + (1 − y)·softplus(z)``: the derivative keeps σ(−z) by itself."""
-    if size_average is not None or reduce is not None or target.shape != logits.shape:
+    """``−a·y·log σ(z) − (1 − y)·log σ(−z)``: the derivative keeps σ(−z) by itself."""
+    plain = size_average is None and reduce is None and reduction in _REDUCTIONS
+    if not plain or target.shape != logits.shape or not target.is_floating_point():
         return F.binary_cross_entropy_with_logits(
             logits, target, weight, size_average, reduce, reduction, pos_weight
         )
-    positive = target * F.softplus(-logits)
+    positive = target * F.logsigmoid(logits)
     if pos_weight is not None:
         positive = pos_weight * positive
-    losses = positive + (1 - target) * F.softplus(logits)
+    losses = -positive - (1 - target) * F.logsigmoid(-logits)
     if weight is not None:
         losses = weight * losses
-    if reduction == "none":
-        return losses
-    return losses.sum() if reduction == "sum" else losses.mean()
+    return _REDUCTIONS[reduction](losses)
 
+
+_REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda losses: losses,
+    "sum": torch.sum,
+    "mean": torch.mean,
+}
 
 _REPLACEMENTS: dict[Callable[..., Any], Callable[..., Tensor]] = {
     F.cross_entropy: cross_entropy,
     F.log_softmax: log_softmax,
     torch.log_softmax: log_softmax,
+    torch.special.log_softmax: log_softmax,
     Tensor.log_softmax: log_softmax,
     F.binary_cross_entropy_with_logits: binary_cross_entropy_with_logits,
 }

@@ -11,11 +11,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gradsift.nested import length
-from gradsift.records import LossFunction, check_per_example
-from gradsift.scores.base import AbstractOutputScore, in_full_precision
+from gradsift.records import LossFunction
+from gradsift.scores.base import AbstractOutputScore, in_full_precision, losses_of
 from gradsift.scores.precision import Precision, autocast, check_precision
-from gradsift.scores.untouched import Mode
+from gradsift.scores.untouched import Mode, check_mode
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,7 @@ class Loss(AbstractOutputScore):
     precision: Precision = "auto"
 
     def __post_init__(self) -> None:
+        check_mode(self.mode)
         check_precision(self.precision)
 
     def of_outputs(
@@ -53,6 +53,4 @@ class Loss(AbstractOutputScore):
         """The losses of outputs that are there already."""
         outputs = in_full_precision(outputs)
         with torch.no_grad(), autocast(outputs, "float32"):
-            losses = loss_fn(outputs, targets)
-        check_per_example(losses, length(outputs), "loss_fn returned")
-        return losses.detach()
+            return losses_of(loss_fn, outputs, targets).detach()

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from gradsift.errors import UsageError
-from gradsift.nested import length, take
-from gradsift.records import LossFunction, check_per_example
-from gradsift.scores.base import in_full_precision
+from gradsift.nested import per_leaf, take
+from gradsift.records import LossFunction
+from gradsift.scores.base import in_full_precision, losses_of
 from gradsift.scores.precision import autocast
 
 TOLERANCE = 1e-3
@@ -45,22 +45,22 @@ def examine(loss_fn: LossFunction, outputs: Any, targets: Any) -> list[str]:
         gradsift.errors.UsageError: loss_fn gives an example another loss when ...
     """
     outputs = in_full_precision(outputs)
-    count = length(outputs)
     with torch.no_grad(), autocast(outputs, "float32"):
-        losses = loss_fn(outputs, targets)
-        check_per_example(losses, count, "loss_fn returned")
+        losses = losses_of(loss_fn, outputs, targets)
         _refuse_dependence(loss_fn, outputs, targets, losses)
     return _notices(loss_fn, targets)
 
 
 def _refuse_dependence(loss_fn: LossFunction, outputs: Any, targets: Any, losses: Tensor) -> None:
     count = len(losses)
-    if count < 2 or not torch.equal(losses, loss_fn(outputs, targets)):
+    if count < 2 or not torch.equal(losses, losses_of(loss_fn, outputs, targets)):
         return
     cut = max(1, count // 3)
-    parts = [slice(0, cut), slice(cut, count)]
     alone = torch.cat(
-        [loss_fn(take(outputs, part, count), take(targets, part, count)) for part in parts]
+        [
+            losses_of(loss_fn, _rows(outputs, part, count), take(targets, part, count))
+            for part in (slice(0, cut), slice(cut, count))
+        ]
     )
     scale = losses.abs().max()
     if not torch.isfinite(scale):
@@ -73,6 +73,15 @@ def _refuse_dependence(loss_fn: LossFunction, outputs: Any, targets: Any, losses
             "divide by a constant, such as the mean token count of the data, not by a number "
             "taken from the batch"
         )
+
+
+def _rows(outputs: Any, part: slice, count: int) -> Any:
+    """An output without a batch dimension stays whole: a loss may ignore it."""
+
+    def cut(leaf: Tensor) -> Tensor:
+        return leaf[part] if leaf.dim() > 0 and leaf.shape[0] == count else leaf
+
+    return per_leaf(outputs, cut)
 
 
 def _notices(loss_fn: LossFunction, targets: Any) -> list[str]:

@@ -13,13 +13,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from gradsift.errors import UsageError
-from gradsift.nested import length, tensors
-from gradsift.records import LossFunction, check_per_example
-from gradsift.scores.base import AbstractOutputScore, in_full_precision
+from gradsift.nested import tensors
+from gradsift.records import LossFunction
+from gradsift.scores.base import AbstractOutputScore, in_full_precision, losses_of
 from gradsift.scores.heads import AccurateHeads
 from gradsift.scores.precision import Precision, autocast, check_precision
 from gradsift.scores.residuals import binary_norm, hard_label_norm, row_norm, soft_label_norm
-from gradsift.scores.untouched import Mode
+from gradsift.scores.untouched import Mode, check_mode
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ class OutputGradient(AbstractOutputScore):
     precision: Precision = "auto"
 
     def __post_init__(self) -> None:
+        check_mode(self.mode)
         check_precision(self.precision)
 
     def of_outputs(
@@ -69,20 +70,20 @@ class OutputGradient(AbstractOutputScore):
         """The scores of outputs that are there already; their graph is not touched."""
         outputs = in_full_precision(outputs)
         with torch.no_grad(), autocast(outputs, "float32"):
-            if type(loss_fn) is nn.CrossEntropyLoss and _has_classes(loss_fn, outputs, targets):
+            if isinstance(loss_fn, nn.CrossEntropyLoss) and _has_classes(loss_fn, outputs, targets):
                 return _cross_entropy_norm(loss_fn, outputs, targets)
-            if type(loss_fn) is nn.BCEWithLogitsLoss and _is_binary(loss_fn, outputs, targets):
+            if isinstance(loss_fn, nn.BCEWithLogitsLoss) and _is_binary(loss_fn, outputs, targets):
                 return binary_norm(outputs, targets)
             return _autograd_norm(loss_fn, outputs, targets)
 
 
 def _has_classes(loss_fn: nn.CrossEntropyLoss, outputs: Any, targets: Any) -> bool:
     return (
-        loss_fn.reduction == "none"
+        type(loss_fn).forward is nn.CrossEntropyLoss.forward
+        and loss_fn.reduction == "none"
         and all(isinstance(side, Tensor) for side in (outputs, targets))
         and outputs.dim() == 2
-        and targets.shape[:1] == outputs.shape[:1]
-        and (targets.dim() == 1 or targets.shape == outputs.shape)
+        and targets.shape == (outputs.shape if targets.is_floating_point() else outputs.shape[:1])
     )
 
 
@@ -94,6 +95,7 @@ def _cross_entropy_norm(loss_fn: nn.CrossEntropyLoss, logits: Tensor, targets: T
         labels = targets.to(logits.dtype)
         coefficients = (1 - smoothing) * labels + smoothing / logits.shape[1]
         return soft_label_norm(logits, coefficients if weight is None else weight * coefficients)
+    targets = targets.long()
     ignored = targets == loss_fn.ignore_index
     targets = targets.masked_fill(ignored, 0)
     if smoothing == 0.0:
@@ -108,7 +110,8 @@ def _cross_entropy_norm(loss_fn: nn.CrossEntropyLoss, logits: Tensor, targets: T
 
 def _is_binary(loss_fn: nn.BCEWithLogitsLoss, outputs: Any, targets: Any) -> bool:
     return (
-        loss_fn.reduction == "none"
+        type(loss_fn).forward is nn.BCEWithLogitsLoss.forward
+        and loss_fn.reduction == "none"
         and loss_fn.weight is None
         and loss_fn.pos_weight is None
         and all(isinstance(side, Tensor) for side in (outputs, targets))
@@ -118,18 +121,16 @@ def _is_binary(loss_fn: nn.BCEWithLogitsLoss, outputs: Any, targets: Any) -> boo
 
 
 def _autograd_norm(loss_fn: LossFunction, outputs: Any, targets: Any) -> Tensor:
-    count = length(outputs)
     leaves = [leaf.requires_grad_() for leaf in tensors(outputs) if leaf.is_floating_point()]
     with torch.enable_grad(), AccurateHeads():
-        losses = loss_fn(outputs, targets)
-        check_per_example(losses, count, "loss_fn returned")
-        if not losses.requires_grad:
-            return losses.new_zeros(count)
-        gradients = torch.autograd.grad(losses.sum(), leaves, allow_unused=True)
-    norms = [
-        row_norm(_per_example(gradient, count)) for gradient in gradients if gradient is not None
-    ]
-    return row_norm(torch.stack(norms, 1))
+        losses = losses_of(loss_fn, outputs, targets)
+        if not (losses.requires_grad and leaves):
+            return losses.detach().new_zeros(len(losses))
+        found = torch.autograd.grad(losses.sum(), leaves, allow_unused=True)
+    gradients = [_per_example(part, len(losses)) for part in found if part is not None]
+    if not gradients:
+        return losses.detach().new_zeros(len(losses))
+    return row_norm(torch.stack([row_norm(gradient) for gradient in gradients], 1))
 
 
 def _per_example(gradient: Tensor, count: int) -> Tensor:

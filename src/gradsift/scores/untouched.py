@@ -7,13 +7,21 @@ before and put back after, also when the pass fails.
 import random
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gradsift.errors import UsageError
+
 Mode = Literal["eval", "train"]
+
+
+def check_mode(mode: str) -> None:
+    """Raises a `UsageError` for an unknown mode."""
+    if mode not in get_args(Mode):
+        raise UsageError(f"mode {mode!r} is unknown: use one of {', '.join(get_args(Mode))}")
 
 
 @contextmanager

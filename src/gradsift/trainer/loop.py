@@ -79,9 +79,7 @@ class Loop:
     def share(self) -> float:
         """Of the budget that is spent, from 0 to 1."""
         epochs = self.steps / len(self.train)
-        return self.settings.budget.progress(
-            seconds=self.seconds, epochs=epochs, steps=self.steps
-        )
+        return self.settings.budget.progress(seconds=self.seconds, epochs=epochs, steps=self.steps)
 
     def train_all(self) -> None:
         """Trains until the budget is spent or Ctrl-C is pressed.
@@ -193,11 +191,12 @@ class Loop:
         with self.inner.timing(self.spent, "evaluating"), self.clock.paused():
             return evaluate(self.model, self.problem, data, self.device)
 
-    def _sizes(self) -> dict[str, int]:
+    def _sizes(self) -> dict[str, Any]:
         return {
             "train_examples": count_examples(self.problem.train),
             "test_examples": count_examples(self.problem.test),
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+            "task": self.problem.task,
         }
 
     def _note(self, name: str, **values: Any) -> None:

@@ -36,6 +36,9 @@ OPTIMIZERS: Mapping[str, tuple[MakeOptimizer, float]] = MappingProxyType(
 """How each optimiser is made, and its learning rate where none is given. SGD has momentum 0.9."""
 
 
+DEFAULT_BUDGET = Budget("seconds", 10)
+
+
 @dataclass(frozen=True)
 class Settings:
     """What a run does, apart from its data.
@@ -66,7 +69,7 @@ class Settings:
 
     recipe: str = "katharopoulos2018"
     model: str = "mlp"
-    budget: Budget = Budget("seconds", 10)
+    budget: Budget = DEFAULT_BUDGET
     batch_size: int = 64
     pool_ratio: int | float | None = None
     lr: int | float | None = None

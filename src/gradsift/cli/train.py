@@ -1,0 +1,111 @@
+"""``gradsift train``: one run, its measurements and its report."""
+
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from gradsift.budget import parse_budget
+from gradsift.cli.table import table
+from gradsift.cli.watch import Bar, Lines
+from gradsift.clock import AbstractClock, VirtualClock
+from gradsift.data.named import load_problem
+from gradsift.data.problem import Problem
+from gradsift.errors import UsageError
+from gradsift.models import FAMILIES
+from gradsift.recipes import recipes
+from gradsift.report.page import FILE, write_page
+from gradsift.report.runs import read_run
+from gradsift.schedule import SCHEDULES
+from gradsift.trainer import Outcome, Settings, run
+from gradsift.trainer.run import require_free
+from gradsift.trainer.settings import OPTIMIZERS
+
+RUNS = Path("runs")
+
+
+def train(
+    context: typer.Context,
+    data: Annotated[str, typer.Option(help="digits, or module:callable.")] = "digits",
+    model: Annotated[str, typer.Option(help=f"One of {', '.join(FAMILIES)}.")] = "mlp",
+    recipe: Annotated[
+        str, typer.Option(help=f"One of {', '.join(recipes)}.")
+    ] = "katharopoulos2018",
+    batch_size: Annotated[int, typer.Option(help="Examples per step.")] = 64,
+    pool_ratio: Annotated[
+        float | None, typer.Option(help="Candidates per trained example.", show_default="recipe's")
+    ] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="Learning rate.", show_default="0.05 (sgd), 0.001 (adam)")
+    ] = None,
+    schedule: Annotated[
+        str, typer.Option(help=f"Of the learning rate, over the budget: {', '.join(SCHEDULES)}.")
+    ] = "cosine",
+    optimizer: Annotated[str, typer.Option(help=f"One of {', '.join(OPTIMIZERS)}.")] = "sgd",
+    norm: Annotated[
+        str | None, typer.Option(help="group or batch, for cnn and wrn.", show_default="group")
+    ] = None,
+    budget: Annotated[str, typer.Option(help="Such as 60s, 10ep or 2000steps.")] = "10s",
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    device: Annotated[str, typer.Option(help="Such as cpu or cuda:0.")] = "cpu",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the results.", show_default="runs/train-N")
+    ] = None,
+    clock: Annotated[
+        str, typer.Option(help="wall, or virtual: a fixed cost per example.")
+    ] = "wall",
+) -> int:
+    """Train a model on a data set, and write a summary, measurements and a report."""
+    settings = Settings(
+        recipe=recipe,
+        model=model,
+        budget=parse_budget(budget),
+        batch_size=batch_size,
+        pool_ratio=pool_ratio,
+        lr=lr,
+        schedule=schedule,
+        optimizer=optimizer,
+        norm=norm,
+        seed=seed,
+        device=device,
+    )
+    seconds = _clock(clock)
+    folder = _free_folder() if out is None else out
+    require_free(folder)
+    problem = load_problem(data, seed)
+    outcome = _watched(problem, settings, folder, seconds, str(context.obj))
+    finished = read_run(folder)
+    page = write_page(folder / FILE, [finished])
+    typer.echo(table([finished]))
+    typer.echo(f"\nreport: {page}")
+    return 130 if outcome.interrupted else 0
+
+
+def _watched(
+    problem: Problem,
+    settings: Settings,
+    folder: Path,
+    clock: AbstractClock | None,
+    command: str,
+) -> Outcome:
+    with ExitStack() as stack:
+        on_terminal = sys.stdout.isatty()
+        progress = stack.enter_context(Bar(Console())) if on_terminal else Lines()
+        return run(problem, settings, out=folder, clock=clock, progress=progress, command=command)
+
+
+def _clock(name: str) -> AbstractClock | None:
+    """None is the clock that the run makes for its own device."""
+    if name not in ("wall", "virtual"):
+        raise UsageError(f"clock {name!r} is unknown: choose wall or virtual")
+    return VirtualClock() if name == "virtual" else None
+
+
+def _free_folder() -> Path:
+    number = 1
+    while (RUNS / f"train-{number}").exists():
+        number += 1
+    return RUNS / f"train-{number}"

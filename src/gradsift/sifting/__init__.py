@@ -1,0 +1,1 @@
+"""The loop between a loader and a training step: decide, fetch, choose, hand out, learn."""

@@ -1,0 +1,217 @@
+"""The loop itself. While nothing is chosen it is the plain loop, to the bit.
+
+One step, in order: collect what the last step told, decide, fetch, and, where examples are
+chosen, score the candidates and draw. A decision uses what earlier steps told, never the batch
+that it weights.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradsift.clock import Seconds
+from gradsift.data.sources import Fetched, open_source
+from gradsift.errors import UsageError
+from gradsift.nested import move
+from gradsift.records import Draw, Plan, WeightedBatch
+from gradsift.scores.base import AbstractOutputScore
+from gradsift.sifting.candidates import Candidates, Chooser
+from gradsift.sifting.feedback import Feedback
+from gradsift.sifting.setup import Counts, Setup
+
+
+class SiftedLoader:
+    """Batches of the examples that matter; made by `gradsift.sift`.
+
+    Iterating gives one epoch of `WeightedBatch`. ``print`` says whether examples are being chosen
+    and why.
+
+    Attributes:
+        recipe: the recipe in use.
+        seconds: seconds spent "loading" and "scoring" so far, by the clock.
+
+    Example:
+        >>> import torch, gradsift
+        >>> batches = [(torch.randn(8, 2), torch.randint(3, (8,))) for _ in range(6)]
+        >>> loss_fn = torch.nn.CrossEntropyLoss(reduction="none")
+        >>> train = gradsift.sift(batches, torch.nn.Linear(2, 3), loss_fn, recipe="pool")
+        >>> sum(len(batch) for batch in train), train.examples_scored, train.steps
+        (48, 144, 6)
+    """
+
+    def __init__(self, loader: Any, setup: Setup) -> None:
+        self.recipe = setup.recipe
+        self.seconds = Seconds()
+        self._setup = setup
+        self._loader = loader
+        self._source = open_source(loader)
+        self._counts = Counts()
+        self._feedback = Feedback(setup, self._counts)
+        self._chooser = Chooser(setup, self._counts, self.seconds)
+        self._device = torch.device("cpu")
+        self._begun = False
+        self._rehearsed = setup.recipe.source != "pool"
+        if setup.recipe.source == "iid" and not self._source.plain_order:
+            raise UsageError(
+                f"recipe {setup.recipe.name!r} draws ids from the whole data set, but this loader "
+                "has no ids or an order of its own, which defines another objective: use a "
+                "map-style DataLoader with shuffle=True, or another recipe"
+            )
+
+    @property
+    def steps(self) -> int:
+        """Batches handed out so far."""
+        return self._counts.steps
+
+    @property
+    def examples_trained(self) -> int:
+        """Examples handed out so far."""
+        return self._counts.trained
+
+    @property
+    def examples_scored(self) -> int:
+        """Examples scored by an extra forward pass so far."""
+        return self._counts.scored
+
+    @property
+    def quarantined(self) -> int:
+        """Scores so far that were not finite, and counted as the root mean square of others."""
+        return self._counts.quarantined
+
+    @property
+    def scores(self) -> Tensor | None:
+        """The scores seen last, of a pool or of a trained batch; None before."""
+        return self._feedback.scores
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What was said once about this run, in words."""
+        return tuple(self._feedback.notices)
+
+    @property
+    def gate(self) -> dict[str, Any] | None:
+        """The gate's state, reason and the step at which it first opened; None without a gate."""
+        return self._feedback.summary()
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __repr__(self) -> str:
+        recipe, gate = self.recipe, self.gate
+        if recipe.source != "pool":
+            return f"off: recipe {recipe.name!r} chooses no example by score"
+        if gate is None:
+            return f"on: recipe {recipe.name!r} draws one of {recipe.ratio:g} candidates, always"
+        return f"{gate['state']}: {gate['reason']}"
+
+    def __iter__(self) -> Iterator[WeightedBatch]:
+        self._begin()
+        steps = self._source.epoch(self._plan)
+        while (fetched := self._fetch(steps)) is not None:
+            batch = self._prepare(fetched)
+            self._feedback.hand_out()
+            self._counts.steps += 1
+            self._counts.trained += len(batch)
+            yield batch
+            self._setup.clock.charge(trained=len(batch))
+            self._feedback.collect()
+
+    def _begin(self) -> None:
+        if self._begun:
+            return
+        self._begun = True
+        setup = self._setup
+        self._device = setup.device or _device_of(setup.model)
+        rank = _rank() if setup.rank is None else setup.rank
+        self._chooser.generator.manual_seed((setup.seed * 1_000_003 + rank) % 2**63)
+        self._feedback.begin()
+        if setup.recipe.biased:
+            self._feedback.notice(
+                f"recipe {setup.recipe.name!r} is biased on purpose: its weighted mean is not "
+                "the mean over the data"
+            )
+        if setup.recipe.source == "pool" and self._source.one_pass:
+            self._feedback.notice(
+                "the loader is a one-pass stream: a pool uses several of its batches, so there "
+                "are fewer steps, and their number is not known beforehand"
+            )
+        if setup.recipe.source == "pool" and _has_batch_statistics(setup.model):
+            self._feedback.notice(
+                "the model has BatchNorm in train mode: its loss is no sum over examples, so "
+                "weights keep no gradient unbiased, and running statistics follow the examples "
+                "picked; recalibrate them before evaluation, or use GroupNorm"
+            )
+
+    def _plan(self, batch_size: int) -> Plan:
+        recipe, state = self.recipe, self._feedback.gate
+        if recipe.source == "iid":
+            high = self._source.examples or 0
+            ids = torch.randint(high, (batch_size,), generator=self._chooser.generator)
+            return Plan(draw=Draw(ids, torch.ones(batch_size, dtype=torch.float64), batch_size))
+        if recipe.source == "pool" and recipe.gate is None:
+            return Plan(candidates=round(recipe.ratio * batch_size), size=batch_size)
+        if recipe.gate is not None and state.open:
+            return recipe.gate.plan(state, batch_size, recipe.ratio)
+        return Plan()
+
+    def _fetch(self, steps: Iterator[Fetched]) -> Fetched | None:
+        with self._setup.clock.timing(self.seconds, "loading"):
+            fetched = next(steps, None)
+            if fetched is None:
+                return None
+            return replace(fetched, data=move(fetched.data, self._device, non_blocking=True))
+
+    def _prepare(self, fetched: Fetched) -> WeightedBatch:
+        arrived = Candidates(*self._setup.split(fetched.data), count=len(fetched.ids))
+        if not self._rehearsed:
+            self._rehearsed = True
+            for notice in self._chooser.rehearse(arrived, fetched.batch_size):
+                self._feedback.notice(notice)
+        if fetched.plan.size is None:
+            if self.recipe.gate is not None and not _comes_free(self.recipe.score):
+                self._feedback.observe(self._chooser.score(arrived, fetched.batch_size))
+            return self._batch(arrived, fetched.ids, fetched.plan.draw)
+        scores = self._chooser.score(arrived, fetched.batch_size)
+        size = min(fetched.plan.size, arrived.count)
+        chosen, draw = self._chooser.choose(arrived, scores, size)
+        self._feedback.observe(scores)
+        return self._batch(chosen, fetched.ids[draw.positions], draw)
+
+    def _batch(self, chosen: Candidates, ids: Tensor, draw: Draw | None) -> WeightedBatch:
+        weights = torch.ones(len(ids)) if draw is None else draw.weights
+        return WeightedBatch(
+            inputs=chosen.inputs,
+            targets=chosen.targets,
+            weights=weights.to(self._device, torch.get_default_dtype()),
+            indices=ids.to(self._device),
+            size=len(ids) if draw is None else draw.size,
+            drawn=draw is not None,
+            loss_fn=self._setup.loss_fn,
+            report=self._feedback.report,
+        )
+
+
+def _comes_free(score: Any) -> bool:
+    return isinstance(score, AbstractOutputScore)
+
+
+def _device_of(model: Any) -> torch.device:
+    if isinstance(model, nn.Module):
+        for parameter in model.parameters():
+            return parameter.device
+    return torch.device("cpu")
+
+
+def _has_batch_statistics(model: Any) -> bool:
+    if not isinstance(model, nn.Module):
+        return False
+    kind = nn.modules.batchnorm._BatchNorm
+    return any(isinstance(module, kind) and module.training for module in model.modules())
+
+
+def _rank() -> int:
+    ready = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_rank() if ready else 0

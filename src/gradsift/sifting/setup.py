@@ -1,0 +1,59 @@
+"""What a sifted loader works on, and what it counts."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from gradsift.clock import AbstractClock
+from gradsift.data.split import Split
+from gradsift.monitors.log import AbstractLog
+from gradsift.recipes.recipe import Recipe
+from gradsift.records import LossFunction
+from gradsift.scores.base import Forward
+
+
+@dataclass(frozen=True, eq=False)
+class Setup:
+    """Fixed when a loader is sifted.
+
+    Attributes:
+        model: trained by the user, read here.
+        loss_fn: ``loss_fn(outputs, targets)``, one loss per example.
+        recipe: what to do.
+        split: a collated batch into inputs and targets.
+        forward: how the model is called for scoring.
+        device: where batches go; None follows the model.
+        seed: of the draws.
+        rank: of this process among data-parallel ones; None asks `torch.distributed`.
+        clock: where seconds come from.
+        log: where measurements go.
+    """
+
+    model: Any
+    loss_fn: LossFunction
+    recipe: Recipe
+    split: Split
+    forward: Forward
+    device: torch.device | None
+    seed: int
+    rank: int | None
+    clock: AbstractClock
+    log: AbstractLog
+
+
+@dataclass
+class Counts:
+    """What has happened so far.
+
+    Attributes:
+        steps: batches handed out.
+        trained: examples handed out.
+        scored: examples scored by an extra forward pass.
+        quarantined: scores that were not finite.
+    """
+
+    steps: int = 0
+    trained: int = 0
+    scored: int = 0
+    quarantined: int = 0
