@@ -17,7 +17,7 @@ from gradsift.errors import TrainingError, UsageError
 from gradsift.models import build_model
 from gradsift.recipes import recipes
 from gradsift.trainer import AbstractProgress, Settings, run
-from gradsift.trainer.evaluation import Quality, evaluate, subsample
+from gradsift.trainer.evaluation import evaluate, subsample
 from gradsift.trainer.interruption import Interruption
 from gradsift.trainer.progress import Silent
 from gradsift.trainer.settings import OPTIMIZERS, check_device
@@ -367,7 +367,8 @@ def test_evaluation_is_in_eval_mode_and_leaves_no_trace(training):
     inputs, labels = problem.test.tensors
     loss = problem.loss_fn(inputs, labels).double().mean().item()
     error = problem.error_fn(inputs, labels).double().mean().item()
-    assert found == Quality(pytest.approx(loss, abs=1e-12), pytest.approx(error, abs=1e-12))
+    assert found.loss == pytest.approx(loss, abs=1e-12)
+    assert found.error == pytest.approx(error, abs=1e-12)
 
 
 def test_evaluation_restores_the_mode_also_when_it_fails():
@@ -378,10 +379,14 @@ def test_evaluation_restores_the_mode_also_when_it_fails():
 
 
 def test_a_subsample_has_no_repetitions_and_follows_its_seed():
-    first = list(subsample(range(100), 30, seed=1))
-    assert len(set(first)) == 30
-    assert first == list(subsample(range(100), 30, seed=1))
-    assert first != list(subsample(range(100), 30, seed=2))
+    whole = TensorDataset(torch.arange(100))
+
+    def taken(limit, seed):
+        return [int(value) for (value,) in subsample(whole, limit, seed)]
+
+    assert len(set(taken(30, 1))) == 30
+    assert taken(30, 1) == taken(30, 1) != taken(30, 2)
+    assert taken(100, 1) == list(range(100))
 
 
 def test_silence_is_silent(capsys):

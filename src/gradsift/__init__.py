@@ -1,6 +1,6 @@
 """Train on the examples that matter, with weights that keep the gradient unbiased."""
 
-from importlib.metadata import version
+from importlib.metadata import version as _version
 
 from gradsift import monitors as monitors
 from gradsift import scores as scores
@@ -17,4 +17,4 @@ from gradsift.sampling import corrections as corrections
 from gradsift.sampling import distributions as distributions
 from gradsift.sampling import draws as draws
 
-__version__ = version("gradsift")
+__version__ = _version("gradsift")

@@ -6,7 +6,7 @@ functions do the walking, so a class that registered itself there (as Hugging Fa
 keeps its type.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from typing import Any
 
 import torch
@@ -17,23 +17,34 @@ from gradsift.errors import UsageError
 
 
 def _is_leaf(node: Any) -> bool:
-    """A list of anything but tensors and containers holds one entry per example."""
-    if not isinstance(node, list) or not node:
+    """A list of anything but tensors and containers holds one entry per example.
+
+    So does a tuple of strings, which is what PyTorch's own collation makes of them.
+    """
+    if not isinstance(node, list | tuple) or not node:
         return False
+    if isinstance(node, tuple):
+        return type(node) is tuple and all(isinstance(item, str | bytes) for item in node)
     return not any(isinstance(item, Tensor | list | tuple | dict) for item in node)
 
 
 def move(tree: Any, device: torch.device | str, *, non_blocking: bool = False) -> Any:
     """The same nesting with every tensor on ``device``; other leaves are kept.
 
+    Anything with a ``to`` of its own, such as a packed sequence, is moved by it.
+
     Example:
         >>> import torch
         >>> move({"x": torch.ones(2), "name": "a"}, "cpu")
         {'x': tensor([1., 1.]), 'name': 'a'}
     """
-    return pytree.tree_map_only(
-        Tensor, lambda leaf: leaf.to(device, non_blocking=non_blocking), tree
-    )
+
+    def send(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            return leaf.to(device, non_blocking=non_blocking)
+        return leaf.to(device) if _moves_itself(leaf) else leaf
+
+    return pytree.tree_map(send, tree, is_leaf=_moves_itself)
 
 
 def tensors(tree: Any) -> list[Tensor]:
@@ -77,7 +88,8 @@ def take(tree: Any, positions: Tensor | slice, count: int) -> Any:
         count: how many examples the batch holds; every leaf is checked against it.
 
     Raises:
-        UsageError: naming the first leaf that does not hold ``count`` examples.
+        UsageError: naming the first leaf that does not hold ``count`` examples, or that cannot be
+            cut by example.
 
     Example:
         >>> import torch
@@ -92,11 +104,12 @@ def take(tree: Any, positions: Tensor | slice, count: int) -> Any:
             if isinstance(positions, slice):
                 return leaf[positions]
             return leaf.index_select(0, positions.to(leaf.device))
-        if isinstance(leaf, list):
+        if isinstance(leaf, list | tuple):
             if len(leaf) != count:
-                raise _ragged(path, f"a list of {len(leaf)} entries", count)
+                raise _ragged(path, f"a {type(leaf).__name__} of {len(leaf)} entries", count)
             chosen = range(count)[positions] if isinstance(positions, slice) else positions.tolist()
-            return [leaf[position] for position in chosen]
+            return type(leaf)(leaf[position] for position in chosen)
+        _refuse_opaque(path, leaf)
         return leaf
 
     return pytree.tree_map_with_path(pick, tree, is_leaf=_is_leaf)
@@ -116,12 +129,13 @@ def concatenate(trees: Sequence[Any]) -> Any:
     if len(trees) == 1:
         return trees[0]
     paths, structure = pytree.tree_flatten_with_path(trees[0], is_leaf=_is_leaf)
-    columns = [pytree.tree_leaves(tree, is_leaf=_is_leaf) for tree in trees]
-    if any(len(column) != len(paths) for column in columns):
+    try:
+        columns = [structure.flatten_up_to(tree) for tree in trees]
+    except ValueError as error:
         raise UsageError(
             "batches of one loader differ in their nesting and cannot be joined into a pool: "
-            f"{[len(column) for column in columns]} leaves were found"
-        )
+            f"{error}"
+        ) from error
     joined = [
         _join(path, [column[place] for column in columns]) for place, (path, _) in enumerate(paths)
     ]
@@ -141,21 +155,45 @@ def per_leaf(tree: Any, function: Callable[[Tensor], Tensor]) -> Any:
 
 def _join(path: tuple[Any, ...], leaves: list[Any]) -> Any:
     first = leaves[0]
-    if isinstance(first, Tensor):
-        if first.dim() == 0:
-            raise _unjoinable(path, leaves)
-        shapes = {tuple(leaf.shape[1:]) for leaf in leaves}
-        if len(shapes) > 1:
+    kind = next(kind for kind in (Tensor, list, tuple, object) if isinstance(first, kind))
+    if not all(isinstance(leaf, kind) for leaf in leaves) or (
+        kind is object and any(isinstance(leaf, Tensor | list | tuple) for leaf in leaves)
+    ):
+        kinds = " and ".join(sorted({type(leaf).__name__ for leaf in leaves}))
+        raise UsageError(
+            f"leaf {_name(path)} of successive batches is of the types {kinds}, which cannot be "
+            "joined into a pool: return one type from collate_fn"
+        )
+    if kind is Tensor:
+        if len({leaf.shape[1:] for leaf in leaves}) > 1 or any(leaf.dim() == 0 for leaf in leaves):
             raise _unjoinable(path, leaves)
         return torch.cat(leaves)
-    if isinstance(first, list):
-        return [entry for leaf in leaves for entry in leaf]
+    if kind in (list, tuple):
+        return kind(entry for leaf in leaves for entry in leaf)
+    _refuse_opaque(path, first)
     return first
+
+
+def _moves_itself(leaf: Any) -> bool:
+    return callable(getattr(leaf, "to", None))
+
+
+def _refuse_opaque(path: tuple[Any, ...], leaf: Any) -> None:
+    """An array or a mapping unknown to PyTorch would silently keep the examples not chosen."""
+    if isinstance(leaf, Sized) and not isinstance(leaf, str | bytes):
+        raise UsageError(
+            f"leaf {_name(path)} of the batch is a {type(leaf).__name__}, whose examples cannot "
+            "be picked: return tensors in dictionaries, tuples or lists from collate_fn"
+        )
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return pytree.keystr(path) or "(the batch itself)"
 
 
 def _ragged(path: tuple[Any, ...], found: str, count: int) -> UsageError:
     return UsageError(
-        f"leaf {pytree.keystr(path) or '(the batch itself)'} of the batch is {found}, expected "
+        f"leaf {_name(path)} of the batch is {found}, expected "
         f"{count} examples along its first dimension: pad or restructure it in collate_fn"
     )
 
@@ -163,7 +201,7 @@ def _ragged(path: tuple[Any, ...], found: str, count: int) -> UsageError:
 def _unjoinable(path: tuple[Any, ...], leaves: list[Any]) -> UsageError:
     shapes = sorted({str(list(leaf.shape)) for leaf in leaves})
     return UsageError(
-        f"leaf {pytree.keystr(path) or '(the batch itself)'} is ragged: shapes "
+        f"leaf {_name(path)} is ragged: shapes "
         f"{' and '.join(shapes)} of successive batches cannot be joined into a pool; pad it to "
         "one shape in collate_fn"
     )

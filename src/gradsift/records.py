@@ -32,6 +32,14 @@ class Draw:
         size: the nominal number of examples: the divisor. Only a Poisson draw returns another
             number of positions.
         quarantined: how many candidates had a score that was not finite.
+
+    Example:
+        >>> import torch
+        >>> weights = torch.tensor([0.5, 1.5], dtype=torch.float64)
+        >>> draw = Draw(torch.tensor([3, 0]), weights, size=2)
+        >>> values = torch.tensor([10.0, 20.0, 30.0, 40.0])
+        >>> float((draw.weights * values[draw.positions]).sum() / draw.size)
+        17.5
     """
 
     positions: Int64[Tensor, " drawn"]
@@ -110,6 +118,17 @@ class WeightedBatch:
         drawn: False where the examples come in the user's own order, each with weight one.
         loss_fn: ``loss_fn(outputs, targets)``, one loss per example.
         report: called by `loss` with the batch, the outputs and the losses.
+
+    Example:
+        >>> import torch, gradsift
+        >>> batches = [(torch.ones(4, 2), torch.tensor([0, 1, 0, 1]))]
+        >>> loss_fn = torch.nn.CrossEntropyLoss(reduction="none")
+        >>> train = gradsift.sift(batches, torch.nn.Linear(2, 2), loss_fn, recipe="uniform")
+        >>> for batch in train:
+        ...     inputs, targets, weights = batch
+        ...     right = batch.mean(targets == 1)
+        >>> right, weights
+        (tensor(0.5000), tensor([1., 1., 1., 1.]))
     """
 
     inputs: Any

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from gradsift.cli.train import train
+from gradsift.cli.train import COMMAND_LINE, train
 from gradsift.errors import UsageError
 from gradsift.report import versions
 
@@ -23,22 +23,22 @@ app = typer.Typer(
 app.command("train")(train)
 
 
-def _show_version(asked: bool) -> None:
+def _show_version(asked: bool) -> bool:
     if asked:
         typer.echo(f"gradsift {versions()['gradsift']}")
         raise typer.Exit
+    return asked
 
 
 @app.callback()
 def _every_verb(
-    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
     ] = False,
 ) -> None:
     """Train on the examples that matter, unbiased, and only while it pays."""
-    del version, context
+    del version
 
 
 def call(arguments: Sequence[str]) -> int:
@@ -54,16 +54,18 @@ def call(arguments: Sequence[str]) -> int:
         0
     """
     command = typer.main.get_command(app)
+    noted = COMMAND_LINE.set(shlex.join(["gradsift", *arguments]))
     try:
         status = command.main(
             args=list(arguments),
             prog_name="gradsift",
             standalone_mode=False,
-            obj=shlex.join(["gradsift", *arguments]),
         )
     except _ParserError as error:
         message = getattr(error, "format_message", error.__str__)().rstrip(".")
         raise UsageError(f"{message}: see gradsift --help and gradsift train --help") from error
     except typer.Abort as error:
         raise KeyboardInterrupt from error
+    finally:
+        COMMAND_LINE.reset(noted)
     return int(status or 0)

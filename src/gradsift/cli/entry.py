@@ -27,11 +27,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Imported here, because it needs optional packages, whose absence is said in one line.
         from gradsift.cli.app import call
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] not in EXTRAS:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS:
             raise
-        return _fail(
-            f"the command line needs {error.name}: run pip install 'gradsift[cli]'", status=2
-        )
+        return _fail(f"the command line needs {package}: run pip install 'gradsift[cli]'", status=2)
     try:
         return call(given)
     except (UsageError, DataError) as error:
@@ -41,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, RuntimeError) as error:
         return _fail(f"{type(error).__name__}: {error}", status=1)
     except KeyboardInterrupt:
-        return _fail("stopped by Ctrl-C before everything was written", status=INTERRUPTED)
+        return INTERRUPTED
 
 
 def _fail(error: object, status: int) -> int:

@@ -2,6 +2,7 @@
 
 import sys
 from contextlib import ExitStack
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated
 
@@ -26,9 +27,11 @@ from gradsift.trainer.settings import OPTIMIZERS
 
 RUNS = Path("runs")
 
+COMMAND_LINE: ContextVar[str] = ContextVar("command_line", default="gradsift train")
+"""What was typed, for the summary."""
+
 
 def train(
-    context: typer.Context,
     data: Annotated[str, typer.Option(help="digits, or module:callable.")] = "digits",
     model: Annotated[str, typer.Option(help=f"One of {', '.join(FAMILIES)}.")] = "mlp",
     recipe: Annotated[
@@ -76,7 +79,7 @@ def train(
     folder = _free_folder() if out is None else out
     require_free(folder)
     problem = load_problem(data, seed)
-    outcome = _watched(problem, settings, folder, seconds, str(context.obj))
+    outcome = _watched(problem, settings, folder, seconds, COMMAND_LINE.get())
     finished = read_run(folder)
     page = write_page(folder / FILE, [finished])
     typer.echo(table([finished]))

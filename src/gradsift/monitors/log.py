@@ -25,7 +25,11 @@ class AbstractLog(ABC):
 
 
 class NullLog(AbstractLog):
-    """Keeps nothing."""
+    """Keeps nothing.
+
+    Example:
+        >>> NullLog().write("event", step=0, seconds=0.0, text="unheard")
+    """
 
     def write(self, kind: Kind, *, step: int, seconds: float, **values: Any) -> None:
         """Does nothing."""

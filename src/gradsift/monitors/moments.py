@@ -49,6 +49,11 @@ class SecondMoments:
         uniform: ``E[w g²]``: what uniform draws would have.
         drawn: ``E[w² g²]``: what the draw in use has.
         ideal: ``(E[w g])²``: what probabilities in proportion to ``g`` would have.
+
+    Example:
+        >>> moments = SecondMoments(uniform=6.0, drawn=4.0, ideal=3.0)
+        >>> moments.ratio, moments.efficiency
+        (1.5, 0.75)
     """
 
     uniform: float

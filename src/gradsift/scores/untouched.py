@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from gradsift.errors import UsageError
 
@@ -48,7 +48,7 @@ def untouched(model: Any, mode: Mode = "eval") -> Iterator[None]:
         stack.enter_context(_random_states(_cuda_devices(model)))
         if isinstance(model, nn.Module):
             stack.enter_context(_flags(model))
-            stack.enter_context(_buffers(model, always=mode == "train"))
+            stack.enter_context(_buffers(model))
             stack.enter_context(_gradients(model))
             model.train(mode == "train")
         yield
@@ -83,22 +83,29 @@ def _flags(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _buffers(model: nn.Module, *, always: bool) -> Iterator[None]:
+def _buffers(model: nn.Module) -> Iterator[None]:
     """BatchNorm moves its statistics without a new version, but in train mode only."""
-    kept: list[tuple[nn.Module, str, Tensor, int, Tensor]] = [
-        (module, name, buffer, buffer._version, buffer.clone())
-        for module in model.modules()
-        for name, buffer in module.named_buffers(recurse=False)
-    ]
+    registered = [(module._buffers, dict(module._buffers.items())) for module in model.modules()]
+    kept = [(buffer, buffer._version, buffer.clone()) for buffer in model.buffers()]
     try:
         yield
     finally:
-        for module, name, buffer, version, content in kept:
-            if always or buffer._version != version:
+        training = any(module.training for module in model.modules())
+        for buffer, version, content in kept:
+            if training or buffer._version != version:
                 with torch.no_grad():
                     buffer.copy_(content)
-            if getattr(module, name) is not buffer:
-                setattr(module, name, buffer)
+        for live, before in registered:
+            _restore(live, before)
+
+
+def _restore(live: dict[str, Any], before: dict[str, Any]) -> None:
+    now = dict(live.items())
+    for name in now.keys() - before.keys():
+        del live[name]
+    for name, value in before.items():
+        if now.get(name) is not value:
+            live[name] = value
 
 
 @contextmanager
