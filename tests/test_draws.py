@@ -216,6 +216,12 @@ def test_top_k_takes_the_highest_scores_with_the_bias_it_states() -> None:
     assert float(unit @ scores / 2 - scores.mean()) == pytest.approx(5.0 - 2.8)
 
 
+def test_top_k_gives_ties_to_the_earlier_candidates() -> None:
+    scores = torch.arange(3000).remainder(3).float()
+    expected = [place for place in range(3000) if place % 3 == 2][:500]
+    assert TopK().draw(scores, 500, seeded(0)).positions.tolist() == expected
+
+
 def test_only_top_k_is_declared_biased() -> None:
     assert [draw.biased for draw in EVERY] == [False, False, False, False, True]
 

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
-from twins import assert_close
 
 from gradsift.scores.heads import AccurateHeads
+from twins import assert_close
 
 few = settings(derandomize=True, max_examples=120, deadline=None)
 REDUCTIONS = st.sampled_from(["none", "sum", "mean"])

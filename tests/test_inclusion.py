@@ -108,6 +108,11 @@ def test_a_size_of_one_is_the_proportional_distribution() -> None:
     )
 
 
+def test_rounding_never_passes_one() -> None:
+    scores = [7.0, 3.0, 3.0, 1.0, 1.0, 0.8474203232281154, 15.847420323228116]
+    assert float(capped_inclusion(float64(scores), 2).max()) == 1.0
+
+
 def test_a_million_scores_keep_their_sum() -> None:
     scores = torch.rand(1_000_000, generator=torch.Generator().manual_seed(0)) ** 4
     assert float(capped_inclusion(scores, 1000).sum()) == pytest.approx(1000, rel=1e-12)

@@ -10,6 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from gradsift.errors import UsageError
+from gradsift.scores import OutputGradient
+from gradsift.scores.precision import check_precision
+from gradsift.scores.untouched import check_mode
 from twins import (
     assert_close,
     assert_within_one_percent,
@@ -18,11 +23,6 @@ from twins import (
     gap_truth,
     slow_norms,
 )
-
-from gradsift.errors import UsageError
-from gradsift.scores import OutputGradient
-from gradsift.scores.precision import check_precision
-from gradsift.scores.untouched import check_mode
 
 SCORE = OutputGradient()
 NONE: dict[str, Any] = {"reduction": "none"}

@@ -14,6 +14,7 @@ from gradsift.sampling.inclusion import capped_inclusion
 from gradsift.sampling.positions import (
     multinomial_positions,
     poisson_positions,
+    spread,
     stratified_positions,
     systematic_positions,
 )
@@ -149,6 +150,29 @@ def test_the_end_point_is_reached_although_the_sum_stays_below_one() -> None:
     assert multinomial_positions(p, last).tolist() == [9]
     assert stratified_positions(p, last).tolist() == [9]
     assert systematic_positions(p, ALMOST_ONE).tolist() == [9]
+
+
+def test_an_edge_belongs_to_the_later_candidate() -> None:
+    p = float64([0.25, 0.25, 0.5])
+    assert multinomial_positions(p, float64([0.25, 0.5])).tolist() == [1, 2]
+    assert stratified_positions(p, float64([0.5, 0.0])).tolist() == [1, 2]
+    assert systematic_positions(float64([0.5, 0.5, 0.25, 0.75]), 0.5).tolist() == [1, 3]
+
+
+@given(
+    found=st.lists(st.integers(0, 14), min_size=1, max_size=10).map(sorted),
+    extra=st.integers(0, 5),
+)
+@settings(derandomize=True, max_examples=300, deadline=None)
+def test_spread_agrees_with_a_loop(found: list[int], extra: int) -> None:
+    count = max(len(found), found[-1]) + extra
+    expected: list[int] = []
+    for place, position in enumerate(found):
+        after = expected[-1] + 1 if expected else 0
+        expected.append(min(max(position, after), count - len(found) + place))
+    assert spread(torch.tensor(found), count).tolist() == expected
+    assert len(set(expected)) == len(found)
+    assert expected[-1] < count
 
 
 def test_the_start_is_the_first_candidate() -> None:

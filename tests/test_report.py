@@ -216,22 +216,39 @@ def test_one_run_is_summed_up_with_its_gate():
 def test_several_runs_are_compared_with_the_first_and_with_chance():
     text = verdict(THREE)
     assert text == (
-        "At equal seconds (10.1 s each) pool has the lowest test error, 1.20 % against 2.40 % of "
-        "uniform, and pool the lowest training loss, 0.005 against 0.0123. One seed each, 355 "
-        "test examples: test errors closer than 2.0 points cannot be told apart."
+        "At equal seconds (10.1 s each), pool has the lowest test error, 1.20 % against 2.40 % of "
+        "uniform, which can be chance: two standard errors on 355 test examples are 2.0 points, "
+        "and there is one seed. pool has the lowest training loss, 0.005 against 0.0123 of "
+        "uniform."
     )
 
 
 def test_unequal_seconds_are_said():
     longer = made(replace(POOL, seconds_total=12.0))
-    assert verdict([made(), longer]).startswith("Over unequal seconds pool has")
+    assert verdict([made(), longer]).startswith("Over unequal seconds, pool has")
 
 
 def test_the_first_run_is_not_compared_with_itself():
     worse = made(replace(POOL, test_error=0.5, train_loss=1.0))
     text = verdict([made(), worse])
-    assert "uniform has the lowest test error, 2.40 %, and uniform the lowest" in text
+    assert "no recipe has a lower test error than uniform, 2.40 %." in text
+    assert "None has a lower training loss than uniform, 0.0123." in text
     assert "against" not in text
+
+
+def test_a_tie_is_not_won():
+    assert "no recipe has a lower test error" in verdict([made(), made(GATED)])
+
+
+@pytest.mark.parametrize(("examples", "judged"), [(355, "can be"), (5000, "is more than")])
+def test_a_difference_is_judged_by_the_number_of_test_examples(examples, judged):
+    text = verdict([made(test_examples=examples), made(POOL, test_examples=examples)])
+    assert f"which {judged} chance" in text
+
+
+def test_differences_that_cannot_be_judged_are_left_open():
+    runs = [made(task="regression"), made(POOL, task="regression")]
+    assert "0.012 against 0.024 of uniform; one seed each" in verdict(runs)
 
 
 def test_the_noise_of_a_difference_is_two_binomial_standard_errors():

@@ -7,13 +7,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from twins import (
-    assert_close,
-    assert_within_one_percent,
-    binary_gap_truth,
-    gap_logits,
-    gap_truth,
-)
 
 from gradsift.scores.residuals import (
     balanced,
@@ -21,6 +14,13 @@ from gradsift.scores.residuals import (
     hard_label_norm,
     row_norm,
     soft_label_norm,
+)
+from twins import (
+    assert_close,
+    assert_within_one_percent,
+    binary_gap_truth,
+    gap_logits,
+    gap_truth,
 )
 
 seeds = st.integers(0, 10_000)

@@ -57,7 +57,7 @@ def slow_norms(loss_fn: LossFunction, outputs: Any, targets: Any, count: int) ->
         inputs = [leaf for leaf in leaves(example) if leaf.requires_grad]
         parts = torch.autograd.grad(loss, inputs, allow_unused=True)
         squares = [
-            float(value) ** 2 for part in parts if part is not None for value in part.view(-1)
+            float(value) ** 2 for part in parts if part is not None for value in part.flatten()
         ]
         norms.append(math.sqrt(math.fsum(squares)))
     return torch.tensor(norms, dtype=torch.float64)

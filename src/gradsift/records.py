@@ -85,7 +85,7 @@ class StepRecord:
     """One step as the monitors see it. They read it and never steer.
 
     Attributes:
-        drawn: whether its examples were chosen by score.
+        drawn: whether its examples were drawn, rather than taken in the user's own order.
         loss: the weighted mean loss, or None where the loop did not call `WeightedBatch.loss`.
         tau: the gate's moving average of τ, or None without a gate.
         kappa: efficiency of the proposal in this batch, ``(E[w g])²/E[w² g²]``, or None.

@@ -7,7 +7,7 @@ from gradsift.errors import UsageError
 from gradsift.models.convolutional import cnn
 from gradsift.models.dense import linear, mlp
 from gradsift.models.initialise import initialise
-from gradsift.models.normalisation import Normalise, find_norm
+from gradsift.models.normalisation import find_norm
 from gradsift.models.recurrent import Lstm
 from gradsift.models.wide_resnet import parse_wide, wide_resnet
 
@@ -69,11 +69,12 @@ def describe(
         >>> model[1].weight.is_meta
         True
     """
+    chosen = norm_in_use(name, norm)
     if name.startswith("wrn"):
         depth, factor = parse_wide(name)
-        return wide_resnet(input_shape, outputs, depth, factor, _normalise(norm))
+        return wide_resnet(input_shape, outputs, depth, factor, find_norm(str(chosen)))
     if name == "cnn":
-        return cnn(input_shape, outputs, _normalise(norm))
+        return cnn(input_shape, outputs, find_norm(str(chosen)))
     plain = {"linear": linear, "mlp": mlp, "lstm": Lstm}
     if name not in plain:
         raise UsageError(f"model {name!r} is unknown: choose one of {', '.join(FAMILIES)}")
@@ -82,5 +83,11 @@ def describe(
     return plain[name](input_shape, outputs)
 
 
-def _normalise(norm: str | None) -> Normalise:
-    return find_norm(DEFAULT_NORM if norm is None else norm)
+def norm_in_use(name: str, norm: str | None) -> str | None:
+    """What ``norm`` means for a model: the default where there is a choice and none was made.
+
+    Example:
+        >>> norm_in_use("cnn", None), norm_in_use("cnn", "batch"), norm_in_use("mlp", None)
+        ('group', 'batch', None)
+    """
+    return DEFAULT_NORM if norm is None and name.startswith(("cnn", "wrn")) else norm

@@ -85,13 +85,14 @@ def _results(runs: Sequence[Run]) -> str:
 
 
 def _settings(runs: Sequence[Run]) -> str:
-    """One row per setting; one column where all runs agree."""
+    """One row per setting that some run has, with each value once."""
     settings = [run.event("settings") for run in runs]
     keys = list(dict.fromkeys(key for found in settings for key in found))
     rows = []
     for key in keys:
-        values = [_plain(found.get(key)) for found in settings]
-        rows.append([key.replace("_", " "), ", ".join(dict.fromkeys(values))])
+        values = [_plain(found[key]) for found in settings if found.get(key) is not None]
+        if values:
+            rows.append([key.replace("_", " "), ", ".join(dict.fromkeys(values))])
     return _table(["Setting", "Value"], rows)
 
 

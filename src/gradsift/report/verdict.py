@@ -57,37 +57,44 @@ def _one(run: Run) -> str:
 
 
 def _several(runs: Sequence[Run]) -> str:
-    base = runs[0]
-    best = min(runs, key=lambda run: (run.summary.test_error, run.summary.test_loss))
-    lowest = min(runs, key=lambda run: run.summary.train_loss)
     spent = [run.summary.seconds_total for run in runs]
     equal = max(spent) - min(spent) <= SAME_SECONDS * max(spent)
     terms = f"At equal seconds ({seconds(max(spent))} each)" if equal else "Over unequal seconds"
+    base = runs[0]
+    best = min(runs, key=lambda run: run.summary.test_error)
+    lowest = min(runs, key=lambda run: run.summary.train_loss)
+    return f"{terms}, {_test_error(best, base)}. {_train_loss(lowest, base)}."
+
+
+def _test_error(best: Run, base: Run) -> str:
+    found = error(best, best.summary.test_error)
+    if best is base:
+        return f"no recipe has a lower test error than {base.summary.recipe}, {found}"
     return (
-        f"{terms} {best.summary.recipe} has the lowest test error, "
-        f"{error(best, best.summary.test_error)}{_against(best, base)}, and "
-        f"{lowest.summary.recipe} the lowest training loss, "
-        f"{quantity(lowest.summary.train_loss)}"
-        f"{_loss_against(lowest, base)}.{_caution(best, base)}"
+        f"{best.summary.recipe} has the lowest test error, {found} against "
+        f"{error(base, base.summary.test_error)} of {base.summary.recipe}{_caution(best, base)}"
     )
 
 
-def _against(run: Run, base: Run) -> str:
-    if run is base:
-        return ""
-    return f" against {error(base, base.summary.test_error)} of {base.summary.recipe}"
-
-
-def _loss_against(run: Run, base: Run) -> str:
-    return "" if run is base else f" against {quantity(base.summary.train_loss)}"
+def _train_loss(lowest: Run, base: Run) -> str:
+    found = quantity(lowest.summary.train_loss)
+    if lowest is base:
+        return f"None has a lower training loss than {base.summary.recipe}, {found}"
+    return (
+        f"{lowest.summary.recipe} has the lowest training loss, {found} against "
+        f"{quantity(base.summary.train_loss)} of {base.summary.recipe}"
+    )
 
 
 def _caution(best: Run, base: Run) -> str:
-    examples = best.event("settings").get("test_examples")
-    if examples is None or best.event("settings").get("task") == "regression":
-        return " One seed each: a small difference can be chance."
-    within = noise(best.summary.test_error, base.summary.test_error, examples)
+    settings = best.event("settings")
+    examples = settings.get("test_examples")
+    if examples is None or settings.get("task") == "regression":
+        return "; one seed each, so a small difference can be chance"
+    limit = noise(best.summary.test_error, base.summary.test_error, examples)
+    chance = base.summary.test_error - best.summary.test_error < limit
+    judged = "can be chance" if chance else "is more than chance"
     return (
-        f" One seed each, {examples:,} test examples: test errors closer than "
-        f"{100 * within:.1f} points cannot be told apart."
+        f", which {judged}: two standard errors on {examples:,} test examples are "
+        f"{100 * limit:.1f} points, and there is one seed"
     )

@@ -15,7 +15,8 @@ def multinomial_positions(
     """Inverts the cumulated probabilities: position ``i`` where ``F_(i−1) <= u < F_i``.
 
     Args:
-        probabilities: positive, with sum one up to rounding; the last cumulated one is forced to 1.
+        probabilities: positive, with sum one up to rounding. Where the sum stays below one, the
+            numbers above it belong to the last candidate.
         uniforms: independent uniform numbers in [0, 1).
 
     Example:
@@ -24,8 +25,8 @@ def multinomial_positions(
         >>> multinomial_positions(p, torch.tensor([0.0, 0.25, 0.9], dtype=torch.float64)).tolist()
         [0, 1, 1]
     """
-    cumulated = _cumulated(probabilities, 1.0)
-    return torch.searchsorted(cumulated, uniforms, right=True).clamp(max=len(probabilities) - 1)
+    found = torch.searchsorted(probabilities.cumsum(0), uniforms, right=True)
+    return found.clamp(max=len(probabilities) - 1)
 
 
 def stratified_positions(
@@ -54,8 +55,8 @@ def systematic_positions(
 
     Position ``i`` is taken where ``floor(C_i − u)`` jumps, so with probability ``π_i``. An example
     with ``π_i = 1`` is always taken; taking it out of the walk leaves the law of the others
-    unchanged. The number taken is ``Σ π`` for every offset and every rounding, without
-    duplicates: where rounding makes two steps end in one example, the later moves to the next.
+    unchanged. The number taken is ``Σ π`` for every offset, without duplicates. Sums that are
+    rounded left to right allow none; `spread` keeps that for any order of rounding.
 
     Args:
         inclusion: in (0, 1], with an integer sum up to rounding, in the order of the walk.
@@ -76,12 +77,9 @@ def systematic_positions(
     open_positions = (~taken).nonzero().flatten()
     size = round(float(inclusion.sum())) - int(taken.sum())
     if size:
-        cumulated = _cumulated(inclusion[open_positions], float(size))
-        steps = torch.arange(size)
-        found = torch.searchsorted(cumulated, steps + torch.tensor(offset).double(), right=True)
-        # Strictly ascending and inside, whatever was rounded; without collisions it is `found`.
-        spaced = (found - steps).cummax(0).values.clamp(max=len(open_positions) - size) + steps
-        taken[open_positions[spaced]] = True
+        steps = torch.arange(size) + torch.tensor(offset).double()
+        found = torch.searchsorted(inclusion[open_positions].cumsum(0), steps, right=True)
+        taken[open_positions[spread(found, len(open_positions))]] = True
     return taken.nonzero().flatten()
 
 
@@ -103,8 +101,16 @@ def poisson_positions(
     return (uniforms < inclusion).nonzero().flatten()
 
 
-def _cumulated(values: Float64[Tensor, " n"], total: float) -> Float64[Tensor, " n"]:
-    """Prefix sums that end at ``total`` exactly and never pass it."""
-    cumulated = values.cumsum(0).clamp(max=total)
-    cumulated[-1] = total
-    return cumulated
+def spread(found: Int64[Tensor, " drawn"], count: int) -> Int64[Tensor, " drawn"]:
+    """Moves ascending positions apart until none repeats, each by as little as it needs.
+
+    Positions that already differ and lie below ``count`` are returned as they are. There are at
+    most ``count`` of them.
+
+    Example:
+        >>> import torch
+        >>> spread(torch.tensor([0, 2, 2, 5]), 5).tolist()
+        [0, 2, 3, 4]
+    """
+    steps = torch.arange(len(found))
+    return (found - steps).cummax(0).values.clamp(max=count - len(found)) + steps

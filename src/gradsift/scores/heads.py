@@ -68,20 +68,19 @@ def cross_entropy(
     every call that PyTorch refuses, which keeps its message.
     """
     plain = size_average is None and reduce is None and label_smoothing == 0.0
-    accepted = not target.is_floating_point() or (
-        target.shape == logits.shape
-        and ignore_index < 0
-        and (weight is None or weight.shape == logits.shape[-1 if logits.dim() == 1 else 1 :][:1])
-    )
-    if not (plain and accepted and logits.dim() > 0 and reduction in _REDUCTIONS):
+    if not (plain and reduction in _REDUCTIONS and _fits(logits, target, weight, ignore_index)):
         return F.cross_entropy(
             logits, target, weight, size_average, ignore_index, reduce, reduction, label_smoothing
         )
     if logits.dim() == 1:
-        rows = logits.unsqueeze(0), target.unsqueeze(0)
-        return cross_entropy(*rows, weight, ignore_index=ignore_index, reduction=reduction).squeeze(
-            0
+        losses = cross_entropy(
+            logits.unsqueeze(0),
+            target.unsqueeze(0),
+            weight,
+            ignore_index=ignore_index,
+            reduction=reduction,
         )
+        return losses.squeeze(0)
     logarithms = log_softmax(logits, 1)
     if not target.is_floating_point():
         return F.nll_loss(
@@ -90,6 +89,16 @@ def cross_entropy(
     if weight is not None:
         target = target * weight.view(-1, *[1] * (target.dim() - 2))
     return _REDUCTIONS[reduction](-(target * logarithms).sum(1))
+
+
+def _fits(logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int) -> bool:
+    """Labels, or probabilities of one shape with the logits and as many weights as classes."""
+    if logits.dim() == 0 or target.is_floating_point() != (target.shape == logits.shape):
+        return False
+    classes = logits.shape[0] if logits.dim() == 1 else logits.shape[1]
+    return not target.is_floating_point() or (
+        ignore_index < 0 and (weight is None or tuple(weight.shape) == (classes,))
+    )
 
 
 def binary_cross_entropy_with_logits(

@@ -55,12 +55,11 @@ class Feedback:
         if self._last_reported == self._counts.steps:
             return
         self._last_reported = self._counts.steps
-        score = self._setup.recipe.score
-        feeds_gate = self._setup.recipe.gate is not None and not batch.drawn
+        recipe, score = self._setup.recipe, self._setup.recipe.score
+        feeds_gate = recipe.gate is not None and not batch.drawn
+        is_recorded = self._record_due and recipe.source == "pool" and batch.drawn
         update = None
-        if isinstance(score, AbstractOutputScore) and (
-            feeds_gate or (self._record_due and batch.drawn)
-        ):
+        if isinstance(score, AbstractOutputScore) and (feeds_gate or is_recorded):
             values = score.of_outputs(batch.loss_fn, outputs, batch.targets)
             update = ScoreUpdate(batch.indices, values, self._counts.steps)
         if update is not None or self._record_due or losses.device.type != "cpu":

@@ -116,7 +116,6 @@ class SiftedLoader:
             self._counts.steps += 1
             self._counts.trained += len(batch)
             yield batch
-            self._setup.clock.charge(trained=len(batch))
             self._feedback.collect()
 
     def _begin(self) -> None:

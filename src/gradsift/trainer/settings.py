@@ -12,6 +12,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from gradsift.budget import Budget
 from gradsift.errors import UsageError
+from gradsift.models import norm_in_use
 from gradsift.recipes import Recipe, recipes
 from gradsift.schedule import find_schedule
 
@@ -125,6 +126,7 @@ class Settings:
             **asdict(self),
             "budget": str(self.budget),
             "lr": self.learning_rate,
+            "norm": norm_in_use(self.model, self.norm),
             "pool_ratio": self.assembled().ratio if self.assembled().source == "pool" else None,
         }
 
