@@ -12,7 +12,6 @@ from gradsift.errors import UsageError
 from gradsift.monitors.moments import SecondMoments, effective_sample_size, second_moments, tau
 from gradsift.sampling.distributions import Power, Proportional
 
-
 ALMOST_EVEN = [1.0, *[1 - 2**-52] * 4, 1.0]
 """Their quotient is below one by rounding."""
 

@@ -175,6 +175,12 @@ def test_spread_agrees_with_a_loop(found: list[int], extra: int) -> None:
     assert expected[-1] < count
 
 
+def test_the_offset_keeps_its_last_bits() -> None:
+    inclusion = float64([0.25, 0.75])
+    assert systematic_positions(inclusion, math.nextafter(0.25, 0.0)).tolist() == [0]
+    assert systematic_positions(inclusion, 0.25).tolist() == [1]
+
+
 def test_the_start_is_the_first_candidate() -> None:
     p = torch.full((10,), 0.1, dtype=torch.float64)
     first = float64([0.0])

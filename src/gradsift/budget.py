@@ -35,7 +35,7 @@ class Budget:
     """
 
     kind: Kind
-    amount: int | float
+    amount: float
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.amount) and self.amount > 0):
@@ -46,7 +46,7 @@ class Budget:
         if self.kind == "steps" and self.amount != int(self.amount):
             raise UsageError(f"a budget of {self.amount} steps is not a whole number of steps")
 
-    def progress(self, *, seconds: float, epochs: int | float, steps: int) -> float:
+    def progress(self, *, seconds: float, epochs: float, steps: int) -> float:
         """The share of the budget that is spent, from 0 to 1."""
         spent = {"seconds": seconds, "epochs": epochs, "steps": steps}[self.kind]
         return min(max(spent / self.amount, 0.0), 1.0)

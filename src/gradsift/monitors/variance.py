@@ -16,7 +16,7 @@ from gradsift.sampling.quarantine import neutralise
 
 
 def pool_ratio_with_replacement(
-    tau: float | int, ratio: float | int, pool_size: int | None = None
+    tau: float, ratio: float, pool_size: int | None = None
 ) -> float:
     """``1/R = 1/r + (1 − 1/B)/τ²``: the published scheme, which resamples with replacement.
 
@@ -46,7 +46,7 @@ def pool_ratio_with_replacement(
     return 1 / (1 / ratio + inside / tau**2)
 
 
-def pool_ratio_capped(scores: Float[Tensor, " n"], ratio: float | int) -> float:
+def pool_ratio_capped(scores: Float[Tensor, " n"], ratio: float) -> float:
     """``R(r) = r · E[g²] / E[g²/π]`` with ``π = min(1, c·g)`` and ``E[π] = 1/r``.
 
     The same pool, drawn without replacement by capped inclusion probabilities. It is about
@@ -75,7 +75,7 @@ def pool_ratio_capped(scores: Float[Tensor, " n"], ratio: float | int) -> float:
     return float(ratio * squares.mean() / (squares / inclusion).mean())
 
 
-def break_even_tau(cost_ratio: float | int) -> float:
+def break_even_tau(cost_ratio: float) -> float:
     """The ``τ`` above which some pool with replacement pays: ``1/(1 − sqrt(ρ))``.
 
     Per second a pool gains ``R/(1 + r·ρ)``. With ``1/R = 1/r + 1/τ²`` the best ratio is
@@ -137,7 +137,7 @@ def two_step_variance(gradients: Float[Tensor, "n d"], pool_size: int, size: int
     return v / pool_size + inside / size
 
 
-def _check_ratio(ratio: float | int) -> None:
+def _check_ratio(ratio: float) -> None:
     if not ratio >= 1:
         raise UsageError(
             f"received ratio {ratio}, expected at least 1: candidates scored per trained example"

@@ -49,7 +49,7 @@ class Clip(AbstractCorrection):
 
     biased: ClassVar[bool] = True
 
-    limit: float | int
+    limit: float
 
     def __post_init__(self) -> None:
         if not self.limit > 0:

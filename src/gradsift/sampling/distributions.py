@@ -62,7 +62,7 @@ class Power(AbstractDistribution):
         [0.25, 0.75]
     """
 
-    exponent: float | int
+    exponent: float
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.exponent) and self.exponent >= 0):
@@ -101,7 +101,7 @@ class Mixed(AbstractDistribution):
     """
 
     inner: AbstractDistribution
-    uniform: float | int
+    uniform: float
 
     def __post_init__(self) -> None:
         if not 0 < self.uniform <= 1:

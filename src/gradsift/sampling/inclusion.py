@@ -8,7 +8,7 @@ from gradsift.errors import UsageError
 from gradsift.sampling.quarantine import clean
 
 
-def capped_inclusion(scores: Float[Tensor, " n"], size: float | int) -> Float64[Tensor, " n"]:
+def capped_inclusion(scores: Float[Tensor, " n"], size: float) -> Float64[Tensor, " n"]:
     """``π_i = min(1, c · s_i)`` with ``Σ π = size``, the constant ``c`` solved exactly.
 
     Among all inclusion probabilities with that sum these minimise ``Σ s_i²/π_i``, the second
@@ -46,7 +46,7 @@ def capped_inclusion(scores: Float[Tensor, " n"], size: float | int) -> Float64[
     return inclusion
 
 
-def check_size(size: float | int, count: int) -> None:
+def check_size(size: float, count: int) -> None:
     """Raises a `UsageError` unless ``0 < size <= count``.
 
     Example:

@@ -49,7 +49,7 @@ def stratified_positions(
 
 
 def systematic_positions(
-    inclusion: Float64[Tensor, " n"], offset: float | int
+    inclusion: Float64[Tensor, " n"], offset: float
 ) -> Int64[Tensor, " drawn"]:
     """Walks along the cumulated inclusion probabilities in steps of one, from ``offset``.
 
@@ -77,7 +77,7 @@ def systematic_positions(
     open_positions = (~taken).nonzero().flatten()
     size = round(float(inclusion.sum())) - int(taken.sum())
     if size:
-        steps = torch.arange(size) + torch.tensor(offset).double()
+        steps = torch.arange(size, dtype=torch.float64) + offset
         found = torch.searchsorted(inclusion[open_positions].cumsum(0), steps, right=True)
         taken[open_positions[spread(found, len(open_positions))]] = True
     return taken.nonzero().flatten()

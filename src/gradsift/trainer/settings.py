@@ -72,8 +72,8 @@ class Settings:
     model: str = "mlp"
     budget: Budget = DEFAULT_BUDGET
     batch_size: int = 64
-    pool_ratio: int | float | None = None
-    lr: int | float | None = None
+    pool_ratio: float | None = None
+    lr: float | None = None
     schedule: str = "cosine"
     optimizer: str = "sgd"
     norm: str | None = None
