@@ -12,6 +12,7 @@ from gradsift.errors import UsageError
 from gradsift.sampling.quarantine import clean
 from gradsift.scores import Loss, OutputGradient, score_examples
 from gradsift.scores.base import call_model, device_of, in_full_precision
+from gradsift.scores.untouched import Mode
 from twins import assert_close, slow_losses, slow_norms
 
 CROSS_ENTROPY = nn.CrossEntropyLoss(reduction="none")
@@ -23,8 +24,10 @@ def normal(seed: int, *shape: int) -> Tensor:
     return torch.randn(shape, dtype=torch.float64, generator=generator)
 
 
-def network(seed: int) -> nn.Module:
-    model = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 4)).double()
+def network(seed: int) -> Any:
+    model: Any = nn.Sequential(
+        nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 4)
+    ).double()
     with torch.no_grad():
         for place, tensor in enumerate([*model.parameters(), model[1].running_mean]):
             tensor.copy_(normal(seed + place, *tensor.shape))
@@ -58,7 +61,8 @@ def test_train_mode_takes_batch_statistics_and_eval_mode_running_ones() -> None:
     spread = hidden.var(0, unbiased=False)
     by_batch = (hidden - hidden.mean(0)) / (spread + 1e-5).sqrt()
     by_run = (hidden - model[1].running_mean) / (model[1].running_var + 1e-5) ** 0.5
-    for mode, normed in (("train", by_batch), ("eval", by_run)):
+    arms: list[tuple[Mode, Tensor]] = [("train", by_batch), ("eval", by_run)]
+    for mode, normed in arms:
         outputs = model[3](torch.tanh(model[1].weight * normed + model[1].bias)).detach()
         expected = slow_norms(CROSS_ENTROPY, outputs, y, 6)
         scores = score_examples(OutputGradient(mode=mode), model, CROSS_ENTROPY, x, y, count=6)

@@ -82,6 +82,14 @@ def test_losses_that_depend_on_their_batch_are_refused(
         examine(loss_fn, outputs[:2], targets[:2])
 
 
+@pytest.mark.parametrize("scale", [1e-8, 1e8])
+def test_the_scale_of_the_loss_does_not_matter(scale: float) -> None:
+    with pytest.raises(UsageError, match="another loss when the rest of its batch changes"):
+        examine(lambda z, y: scale * centred(z, y), LOGITS, LABELS)
+    table = normal(2, 5, 64)
+    assert examine(lambda z, y: scale * (z @ table).square().sum(1), LOGITS, LABELS) == []
+
+
 ACCEPTED: dict[str, tuple[Callable[[Any, Any], Tensor], Any, Any]] = {
     "cross-entropy": (nn.CrossEntropyLoss(**NONE), LOGITS, LABELS),
     "smoothing": (nn.CrossEntropyLoss(label_smoothing=0.1, **NONE), LOGITS, LABELS),

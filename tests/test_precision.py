@@ -77,6 +77,20 @@ def test_the_surroundings_do_not_matter(
     assert scores.dtype == again.dtype == torch.float32
 
 
+@pytest.mark.parametrize("kind", [OutputGradient, Loss])
+def test_a_loss_with_a_matrix_is_computed_in_full_precision(kind: Any) -> None:
+    outputs, table = torch.randn(5, 7), torch.randn(7, 4)
+
+    def loss_fn(z: Tensor, y: Tensor) -> Tensor:
+        return (z @ table).square().sum(1)
+
+    outside = kind(precision="bfloat16").of_outputs(loss_fn, outputs, None)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = kind(precision="bfloat16").of_outputs(loss_fn, outputs, None)
+    assert torch.equal(inside, outside)
+    assert inside.dtype == torch.float32
+
+
 @pytest.mark.parametrize("asked", ["auto", "float32", "bfloat16"])
 def test_float64_stays_float64(asked: Precision) -> None:
     model = Spy(torch.float64)
@@ -98,6 +112,19 @@ def test_auto_follows_the_device(
     y = torch.zeros(2, dtype=torch.int64)
     OutputGradient()(model, nn.CrossEntropyLoss(**NONE), torch.randn(2, 3), y)
     assert model.seen == [expected]
+
+
+def test_auto_keeps_full_precision_where_an_input_is_float64(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "computes_in_bfloat16", lambda device_type: True)
+    single = torch.ones(1, 1)
+    for inputs, expected in (
+        ([single], torch.bfloat16),
+        ([single, single.double()], torch.float32),
+    ):
+        with autocast(inputs, "auto"):
+            assert (single @ single).dtype == expected
 
 
 def test_inputs_without_floating_tensors_have_a_precision_too() -> None:
@@ -123,6 +150,23 @@ def test_a_weight_converted_while_scoring_is_not_used_in_training() -> None:
     loss.backward()
     assert model.weight.grad is not None
     assert bool((model.weight.grad != 0).all())
+
+
+@pytest.mark.parametrize("asked", ["float32", "bfloat16"])
+def test_a_model_with_a_region_of_its_own_keeps_its_gradients(asked: Precision) -> None:
+    layer, x = nn.Linear(3, 2), torch.randn(4, 3)
+
+    def model(inputs: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return layer(inputs)
+
+    score, labels = OutputGradient(precision=asked), torch.zeros(4, dtype=torch.int64)
+    with torch.autocast("cpu", torch.bfloat16):
+        score(model, nn.CrossEntropyLoss(**NONE), x, labels)
+        loss = model(x).sum()
+    loss.backward()
+    assert layer.weight.grad is not None
+    assert bool((layer.weight.grad != 0).all())
 
 
 def test_unknown_precision() -> None:

@@ -70,7 +70,7 @@ def test_a_part_is_replaced() -> None:
     changed = replace(recipes["pool"], ratio=5)
     assert (changed.ratio, changed.draw) == (5, recipes["pool"].draw)
     assert recipes["pool"].ratio == 3.0
-    with pytest.raises(UsageError, match="pool ratio 0.5 received"):
+    with pytest.raises(UsageError, match=r"pool ratio 0\.5 received"):
         replace(recipes["pool"], ratio=0.5)
     with pytest.raises(FrozenInstanceError):
         recipes["pool"].ratio = 4  # pyright: ignore[reportAttributeAccessIssue]

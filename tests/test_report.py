@@ -5,6 +5,7 @@ import re
 from dataclasses import asdict, replace
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -51,10 +52,13 @@ def made(summary=SUMMARY, **changes):
     settings = {"budget": "10s", "lr": 0.05, "task": "classification", "test_examples": 355}
     scores = asdict(histogram(torch.tensor([0.0, 0.1, 0.2, 0.4, 1.2])))
     lines = [{"kind": "event", "name": "settings", **settings, **changes}]
-    for step in (0, 1, 2, 5, 10, 20, 40, 70):
+    for step in (1, 2, 5, 10, 20, 40, 70):
         drawn = opened is not None and step >= opened
-        train = {"loss": 1 / (step + 1), "tau": 1 + step / 50, "drawn": drawn, "trained": 32}
+        tau = None if opened is None else 1 + step / 50
+        train = {"loss": 1 / step, "tau": tau, "drawn": drawn, "trained": 32 * step}
         lines.append({"kind": "train", "step": step, **train})
+    for step, state in [(1, "off"), (opened, "on")] if opened else []:
+        lines.append({"kind": "gate", "step": step, "state": state, "tau": 1 + step / 50})
     for step in range(0, 101, 5):
         quality = {"train_loss": 2 / (step + 1), "test_loss": 2.2 / (step + 1)}
         lines.append({"kind": "eval", "step": step, **quality, "test_error": 0.9 / (step + 1)})
@@ -95,7 +99,7 @@ def test_the_page_is_well_formed_small_and_needs_nothing(runs):
     elements = Elements(text)
     assert elements.open == []
     tags = [tag for tag, _ in elements.found]
-    assert tags.count("svg") == 3
+    assert tags.count("svg") == (3 if any(run.summary.gate for run in runs) else 2)
     assert not {"script", "link", "img", "iframe", "image"} & set(tags)
     addresses = [
         value
@@ -104,6 +108,8 @@ def test_the_page_is_well_formed_small_and_needs_nothing(runs):
         if name in ("src", "href", "xlink:href") and value and not value.startswith("#")
     ]
     assert addresses == []
+    names = {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+    assert set(re.findall(r"\w+://[^\"'<\s]+", text)) <= names
     assert not re.search(r"url\((?!#)|@import", text)
     assert len(text) < 1_000_000
 
@@ -140,7 +146,7 @@ def test_names_of_the_user_are_never_markup():
 def test_a_run_that_measured_little_still_has_a_page():
     lines = [{"kind": "eval", "step": 0, "seconds": 0.0, "train_loss": None, "test_loss": None}]
     text = page([Run(SUMMARY, lines)])
-    assert Elements(text).found.count(("figure", {})) == 2
+    assert Elements(text).found.count(("figure", {})) == 1
     assert "Scores at the end" not in text
 
 
@@ -160,8 +166,19 @@ def test_the_curves_are_the_measurements():
     for panel, key in zip(panels, keys, strict=True):
         for line, run in zip(panel.lines, THREE, strict=True):
             evaluations = run.of_kind("eval")
-            assert list(line.get_xdata()) == [found["seconds"] for found in evaluations]
-            assert list(line.get_ydata()) == [found[key] for found in evaluations]
+            drawn = [[found["seconds"], found[key]] for found in evaluations]
+            assert np.asarray(line.get_xydata()).tolist() == drawn
+
+
+def test_a_gate_that_opens_is_marked_on_its_curve():
+    gated = made(GATED)
+    shut = {"kind": "gate", "step": 70, "seconds": 7.0, "state": "off", "tau": 2.4}
+    above = figures.gate([Run(GATED, [*gated.lines, shut])]).axes[0]
+    curve, opened, closed = above.lines
+    points = [np.asarray(line.get_xydata()).tolist() for line in (curve, opened, closed)]
+    assert points[0] == [[step, 1 + step / 50] for step in (1, 2, 5, 10, 20, 40, 70)]
+    assert points[1:] == [[[40, 1.8]], [[70, 2.4]]]
+    assert opened.get_markerfacecolor() != closed.get_markerfacecolor() == "white"
 
 
 def test_every_axis_says_what_it_shows():
@@ -185,12 +202,13 @@ def test_a_regression_has_no_percent():
         ([0, 1, 0, 0], [(1, 9)]),
         ([1, 0, 1, 1], [(0, 1), (10, 90)]),
         ([0, 0, 0, 1], [(30, 70)]),
+        ([1, 1, 0, 1], [(0, 10), (30, 70)]),
     ],
 )
 def test_stretches_of_sampling_reach_to_the_next_line(flags, expected):
     lines = [
         {"kind": "train", "step": step, "seconds": 0.0, "drawn": bool(flag)}
-        for step, flag in zip((0, 1, 10, 30), flags, strict=True)
+        for step, flag in zip((1, 2, 11, 31), flags, strict=True)
     ]
     assert figures.sampled(Run(SUMMARY, lines)) == expected
 
@@ -323,7 +341,7 @@ def test_scores_without_a_positive_one_have_no_bins(values):
 
 def test_equal_scores_share_one_bin():
     found = histogram(torch.full((5,), 0.3))
-    assert sorted(found.counts) == [0] * 39 + [5]
+    assert sorted(found.counts) == [0] * 23 + [5]
 
 
 def test_numbers_are_written_with_the_digits_that_count():

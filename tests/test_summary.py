@@ -87,13 +87,14 @@ def test_every_line_of_measurements_has_kind_step_and_seconds(finished):
 
 
 def test_the_keys_of_measurements_are_frozen(finished):
-    keys = {kind: set() for kind in ("train", "eval")}
+    keys = {kind: set() for kind in ("train", "eval", "gate")}
     for line in metrics(finished):
         if line["kind"] in keys:
             keys[line["kind"]].add(tuple(sorted(set(line) - {"kind", "step", "seconds"})))
     assert keys["eval"] == {("test_error", "test_loss", "train_error", "train_loss")}
-    train = {"loss", "tau", "drawn", "kappa", "largest_weight", "trained", "scored"}
+    train = {"loss", "tau", "drawn", "kappa", "largest_weight", "trained", "scored", "quarantined"}
     assert keys["train"] == {tuple(sorted(train))}
+    assert keys["gate"] == {("opened_at_step", "reason", "state", "tau")}
 
 
 def test_the_events_of_a_run_hold_its_settings_and_its_scores(finished):

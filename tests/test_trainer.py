@@ -200,6 +200,23 @@ def test_a_run_repeats_with_its_seed_whatever_the_global_random_state():
     assert first.summary.train_loss != other.summary.train_loss
 
 
+class Augmented(TensorDataset):
+    """Noise from the global random state, as in most augmentation code."""
+
+    def __getitem__(self, index):
+        inputs, label = super().__getitem__(index)
+        return inputs + 0.1 * torch.randn(4), label
+
+
+def test_augmentation_repeats_with_the_seed_too():
+    problem = Problem(**{**vars(toy()), "train": Augmented(*blobs().tensors)})
+    found = []
+    for ambient in (1, 2):
+        torch.manual_seed(ambient)
+        found.append(run(problem, settings(seed=3), clock=virtual()).summary)
+    assert found[0] == found[1]
+
+
 def test_the_summary_holds_unweighted_means_over_everything():
     problem = toy()
     outcome = run(problem, settings(recipe="pool"), clock=virtual())
@@ -224,11 +241,22 @@ def test_a_regression_is_learnt():
     assert summary.test_loss == summary.test_error < 0.01
 
 
-def test_ctrl_c_finishes_the_step_and_writes_everything(tmp_path):
-    before = signal.getsignal(signal.SIGINT)
+@pytest.fixture
+def handler():
+    """A handler of the user's own, which every run must leave in place."""
+
+    def own(number, frame):
+        raise AssertionError("the user's handler was called during a run")
+
+    previous = signal.signal(signal.SIGINT, own)
+    yield own
+    signal.signal(signal.SIGINT, previous)
+
+
+def test_ctrl_c_finishes_the_step_and_writes_everything(tmp_path, handler):
     calls = Calls(lambda step: signal.raise_signal(signal.SIGINT) if step == 5 else None)
     outcome = run(toy(), settings(1000), clock=virtual(), out=tmp_path / "o", progress=calls)
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(signal.SIGINT) is handler
     assert outcome.interrupted
     assert outcome.summary.steps == 5
     assert json.loads((tmp_path / "o" / "summary.json").read_text())["steps"] == 5
@@ -237,15 +265,14 @@ def test_ctrl_c_finishes_the_step_and_writes_everything(tmp_path):
     assert [line["share"] for line in noted] == [0.005]
 
 
-def test_the_second_ctrl_c_stops_at_once(tmp_path):
+def test_the_second_ctrl_c_stops_at_once(tmp_path, handler):
     def twice(step):
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
 
-    before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         run(toy(), settings(), clock=virtual(), out=tmp_path / "o", progress=Calls(twice))
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(signal.SIGINT) is handler
     assert not (tmp_path / "o" / "summary.json").exists()
 
 
@@ -364,7 +391,7 @@ def test_evaluation_is_in_eval_mode_and_leaves_no_trace(training):
     found = evaluate(model, problem, problem.test, CPU, batch_size=7)
     assert torch.equal(torch.get_rng_state(), before)
     assert (model.training, model.drop.training) == (training, training)
-    inputs, labels = problem.test.tensors
+    inputs, labels = blobs(30, seed=1).tensors
     loss = problem.loss_fn(inputs, labels).double().mean().item()
     error = problem.error_fn(inputs, labels).double().mean().item()
     assert found.loss == pytest.approx(loss, abs=1e-12)

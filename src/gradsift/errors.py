@@ -14,4 +14,4 @@ class DataError(ValueError):
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on, such as a loss that is not finite. Exit status 1 on the command line."""
+    """Training cannot go on: a loss that is not finite. Exit status 1 on the command line."""

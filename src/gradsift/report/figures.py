@@ -79,14 +79,21 @@ def curves(runs: Sequence[Run]) -> Figure:
 
 
 def gate(runs: Sequence[Run]) -> Figure:
-    """τ of each step's scores, and below it the steps in which sampling was on."""
+    """The average τ that each gate watches, and below it the steps in which sampling was on.
+
+    A dot marks where a gate opened, a ring where it shut again.
+    """
     figure = Figure(figsize=(10.4, 3.1 + 0.22 * len(runs)), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2.6, 0.3 + 0.22 * len(runs)])
     for place, (run, colour) in enumerate(zip(runs, colours(runs), strict=True)):
         above.plot(*pairs(run.of_kind("train"), "step", "tau"), color=colour)
+        turns = run.of_kind("gate")[1:]
+        for line in turns:
+            inside = colour if line["state"] == "on" else "white"
+            above.plot(line["step"], line["tau"], "o", color=colour, markerfacecolor=inside)
         for start, width in sampled(run):
             below.barh(place, width, left=start, height=0.62, color=colour)
-    above.set(title="How unequal the scores are", ylabel="τ")
+    above.set(title="How unequal the scores are", ylabel="τ (moving average)")
     below.set_title("Steps that drew by score")
     below.set(xlabel="step", ylim=(len(runs) - 0.4, -0.6), xlim=(0, _last_step(runs)))
     below.set_yticks(range(len(runs)), [run.summary.recipe for run in runs])
@@ -119,20 +126,21 @@ def scores(runs: Sequence[Run]) -> Figure:
 
 
 def sampled(run: Run) -> list[tuple[float, float]]:
-    """Stretches of steps that drew by score, as (first step, number of steps).
+    """Stretches of steps that drew by score, as (steps before it, number of steps).
 
-    The lines of a run are thinned, so a stretch reaches from one line to the next.
+    Steps count from one. The lines of a run are thinned, so each speaks for the steps up to the
+    next line.
     """
     lines = [line for line in run.of_kind("train") if line.get("drawn") is not None]
-    ends = [*(line["step"] for line in lines[1:]), run.summary.steps]
+    edges = [*(line["step"] - 1 for line in lines), run.summary.steps]
     stretches: list[tuple[float, float]] = []
-    for line, end in zip(lines, ends, strict=False):
+    for line, start, end in zip(lines, edges, edges[1:], strict=False):
         if not line["drawn"]:
             continue
-        start, width = float(line["step"]), float(end - line["step"])
+        begun = start
         if stretches and sum(stretches[-1]) == start:
-            start, width = stretches[-1][0], stretches.pop()[1] + width
-        stretches.append((start, width))
+            begun = stretches.pop()[0]
+        stretches.append((begun, end - begun))
     return stretches
 
 

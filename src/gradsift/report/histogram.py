@@ -26,7 +26,7 @@ class Histogram:
     mean: float
 
 
-def histogram(scores: Float[Tensor, " examples"], bins: int = 40) -> Histogram:
+def histogram(scores: Float[Tensor, " examples"], bins: int = 24) -> Histogram:
     """Counts scores in bins of equal ratio between the smallest and the largest.
 
     Heavy tails are what importance sampling lives on, so the axis is logarithmic. Scores below a
@@ -48,6 +48,6 @@ def histogram(scores: Float[Tensor, " examples"], bins: int = 40) -> Histogram:
     edges = torch.logspace(0, 1, bins + 1, base=top / bottom, dtype=torch.float64) * bottom
     edges[0], edges[-1] = bottom, top
     inside = values[values >= bottom]
-    place = torch.bucketize(inside, edges, right=True).clamp(1, bins) - 1
+    place = torch.bucketize(inside, edges, right=True).clamp(max=bins) - 1
     counts = torch.bincount(place, minlength=bins)
     return Histogram(edges.tolist(), counts.tolist(), len(values) - len(inside), mean)

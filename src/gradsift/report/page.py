@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gradsift.report import figures
 from gradsift.report.numbers import MISSING, quantity, seconds
-from gradsift.report.runs import Run
+from gradsift.report.runs import Run, pairs
 from gradsift.report.style import PAGE, STYLE
 from gradsift.report.verdict import error, gate_in_words, verdict
 
@@ -62,11 +62,13 @@ def _figures(runs: Sequence[Run]) -> Iterable[str]:
         "training loss is that of a fixed part of the training set. Seconds count loading, "
         "drawing, scoring and training.",
     )
-    yield _figure(
-        figures.svg(figures.gate, runs),
-        "τ = √E[s²] / E[s]: 1 when all scores s are equal, larger when few examples matter. "
-        "Sampling by score pays only where τ is well above 1.",
-    )
+    if any(pairs(run.of_kind("train"), "step", "tau")[0] for run in runs):
+        yield _figure(
+            figures.svg(figures.gate, runs),
+            "τ = √E[s²] / E[s] is 1 when all scores s are equal, and larger when few examples "
+            "matter. It is shown for the recipes whose gate watches it: a dot marks where "
+            "sampling went on, a ring where it went off.",
+        )
     if any(run.event("scores").get("edges") for run in runs):
         yield _figure(
             figures.svg(figures.scores, runs),

@@ -3,7 +3,9 @@
 Autograd computes ``∂ℓ/∂z`` of cross-entropy as ``p − y`` and of binary cross-entropy as
 ``σ(z) − y``. Both cancel to exactly zero once an example is fitted (see `residuals`). While
 `AccurateHeads` is active, PyTorch's own functions for these two losses have the same values and
-the accurate derivatives, wherever in a user's loss they are called.
+the accurate derivatives, wherever in a user's loss they are called. A softmax that a loss writes
+out by hand keeps PyTorch's derivative: its fitted examples score up to 30 % too low, a sigmoid's
+zero.
 """
 
 from collections.abc import Callable

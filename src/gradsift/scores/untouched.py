@@ -45,19 +45,24 @@ def untouched(model: Any, mode: Mode = "eval") -> Iterator[None]:
         (tensor([0.]), True)
     """
     with ExitStack() as stack:
-        stack.enter_context(_random_states(_cuda_devices(model)))
+        modules = list(model.modules()) if isinstance(model, nn.Module) else []
+        parameters = [
+            parameter
+            for module in modules
+            for parameter in module._parameters.values()
+            if parameter is not None
+        ]
+        stack.enter_context(_random_states(_cuda_devices(parameters)))
+        stack.enter_context(_flags(modules))
+        stack.enter_context(_buffers(modules))
+        stack.enter_context(_gradients(parameters))
         if isinstance(model, nn.Module):
-            stack.enter_context(_flags(model))
-            stack.enter_context(_buffers(model))
-            stack.enter_context(_gradients(model))
             model.train(mode == "train")
         yield
 
 
-def _cuda_devices(model: Any) -> list[int]:
-    if not isinstance(model, nn.Module):
-        return []
-    found = {parameter.device for parameter in model.parameters()}
+def _cuda_devices(parameters: list[nn.Parameter]) -> list[int]:
+    found = {parameter.device for parameter in parameters}
     return sorted({device.index or 0 for device in found if device.type == "cuda"})
 
 
@@ -73,8 +78,8 @@ def _random_states(cuda_devices: list[int]) -> Iterator[None]:
 
 
 @contextmanager
-def _flags(model: nn.Module) -> Iterator[None]:
-    flags = [(module, module.training) for module in model.modules()]
+def _flags(modules: list[nn.Module]) -> Iterator[None]:
+    flags = [(module, module.training) for module in modules]
     try:
         yield
     finally:
@@ -83,18 +88,21 @@ def _flags(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _buffers(model: nn.Module) -> Iterator[None]:
-    """BatchNorm moves its statistics without a new version, but in train mode only."""
-    registered = [(module._buffers, dict(module._buffers.items())) for module in model.modules()]
-    kept = [(buffer, buffer._version, buffer.clone()) for buffer in model.buffers()]
+def _buffers(modules: list[nn.Module]) -> Iterator[None]:
+    """BatchNorm moves its statistics without a new version, but in train mode only.
+
+    They go back without one too: a graph that waits for its backward pass may hold them.
+    """
+    registered = [(module._buffers, dict(module._buffers.items())) for module in modules]
+    buffers = [value for _, before in registered for value in before.values() if value is not None]
+    kept = [(buffer, buffer._version, buffer.clone()) for buffer in buffers]
     try:
         yield
     finally:
-        training = any(module.training for module in model.modules())
+        training = any(module.training for module in modules)
         for buffer, version, content in kept:
             if training or buffer._version != version:
-                with torch.no_grad():
-                    buffer.copy_(content)
+                buffer.data.copy_(content)
         for live, before in registered:
             _restore(live, before)
 
@@ -109,8 +117,8 @@ def _restore(live: dict[str, Any], before: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _gradients(model: nn.Module) -> Iterator[None]:
-    kept = [(parameter, parameter.grad) for parameter in model.parameters()]
+def _gradients(parameters: list[nn.Parameter]) -> Iterator[None]:
+    kept = [(parameter, parameter.grad) for parameter in parameters]
     for parameter, _ in kept:
         parameter.grad = None
     try:

@@ -1,0 +1,37 @@
+"""One thread, repeatable examples, and no test that leaks state into the next one."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+
+import hypothesis
+import pytest
+import torch
+
+hypothesis.settings.register_profile("gradsift", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("gradsift")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_leaks() -> Iterator[None]:
+    before = _process_state()
+    yield
+    assert _process_state() == before
+
+
+def _process_state() -> dict[str, object]:
+    variables = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+    return {
+        "environment": variables,
+        "default dtype": torch.get_default_dtype(),
+        "grad mode": torch.is_grad_enabled(),
+        "autocast": torch.is_autocast_enabled("cpu"),
+        "SIGINT": signal.getsignal(signal.SIGINT),
+        "threads": {thread.name for thread in threading.enumerate() if not thread.daemon},
+    }
