@@ -26,7 +26,10 @@ def _nothing_leaks() -> Iterator[None]:
 
 
 def _process_state() -> dict[str, object]:
-    variables = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+    libraries = ("PYTEST_", "TORCHINDUCTOR_", "KMP_")  # set at their own first use
+    variables = {
+        name: value for name, value in os.environ.items() if not name.startswith(libraries)
+    }
     return {
         "environment": variables,
         "default dtype": torch.get_default_dtype(),

@@ -102,7 +102,7 @@ def test_every_flag_reaches_the_run(workplace, capsys):
 
 def test_the_published_recipe_learns_the_digits(workplace, capsys):
     command = ["train", "--data", "digits", "--recipe", "katharopoulos2018"]
-    assert entry.main([*command, "--budget", "400steps", "--clock", "virtual", "--out", "o"]) == 0
+    assert entry.main([*command, "--budget", "160steps", "--clock", "virtual", "--out", "o"]) == 0
     assert read_run(workplace / "o").summary.test_error < 0.08
 
 

@@ -185,3 +185,10 @@ def test_the_check_accepts_exactly_one_number_per_example() -> None:
     check_per_example(torch.zeros(3), 3, "it returned")
     with pytest.raises(UsageError, match=r"it returned shape \[3\], expected \[2\]"):
         check_per_example(torch.zeros(3), 2, "it returned")
+
+
+def test_large_weights_survive_half_precision_losses() -> None:
+    batch = make(torch.tensor([1e5, 1.0]), size=2)
+    mean = batch.mean(torch.tensor([0.5, 1.0], dtype=torch.float16))
+    assert mean.dtype == torch.float32
+    assert mean.item() == pytest.approx(25000.5)

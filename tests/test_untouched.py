@@ -140,7 +140,9 @@ def test_every_training_flag_by_itself(flags: list[bool], mode: Mode) -> None:
     for module, flag in zip(model.modules(), flags, strict=True):
         module.training = flag
     with untouched(model, mode):
-        assert all(module.training == (mode == "train") for module in model.modules())
+        found = [module.training for module in model.modules()]
+        as_the_user_trains = flags if flags[0] else [True] * len(flags)
+        assert found == (as_the_user_trains if mode == "train" else [False] * len(flags))
     assert [module.training for module in model.modules()] == flags
 
 
@@ -261,3 +263,15 @@ def test_training_is_bit_identical_with_and_without_scoring(place: str, autocast
     for name, score in SCORES.items():
         scored = train(score, place, autocast)
         assert all(torch.equal(plain[key], scored[key]) for key in plain), name
+
+
+def test_train_mode_keeps_layers_that_are_frozen_in_eval() -> None:
+    frozen, free = nn.BatchNorm1d(2), nn.BatchNorm1d(2)
+    model = nn.Sequential(frozen, free)
+    frozen.eval()
+    with untouched(model, "train"):
+        assert (frozen.training, free.training) == (False, True)
+    model.eval()
+    with untouched(model, "train"):
+        assert free.training
+    assert not free.training

@@ -174,7 +174,7 @@ class WeightedBatch:
             values = values.to(self.weights.dtype)
         if not self.drawn:
             return values.mean()
-        return (self.weights.to(values) * values).sum() / self.size
+        return (self.weights.to(values.device) * values).sum() / self.size
 
     def loss(self, outputs: Any) -> Tensor:
         """The weighted mean of the losses of ``outputs``; hands the examples' scores on.

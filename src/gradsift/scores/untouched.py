@@ -34,7 +34,8 @@ def untouched(model: Any, mode: Mode = "eval") -> Iterator[None]:
 
     Args:
         model: a module, or any callable, of which there is nothing to restore.
-        mode: "eval", or "train" to score with batch statistics and dropout.
+        mode: "eval", or "train" to score with batch statistics and dropout, as the training step
+            runs: a layer that is frozen in eval inside a training model stays so.
 
     Example:
         >>> import torch
@@ -56,7 +57,7 @@ def untouched(model: Any, mode: Mode = "eval") -> Iterator[None]:
         stack.enter_context(_flags(modules))
         stack.enter_context(_buffers(modules))
         stack.enter_context(_gradients(parameters))
-        if isinstance(model, nn.Module):
+        if isinstance(model, nn.Module) and (mode == "eval" or not model.training):
             model.train(mode == "train")
         yield
 
