@@ -312,3 +312,50 @@ def test_the_global_random_state_is_left_alone(workplace, capsys):
     before = torch.get_rng_state()
     assert entry.main(SHORT) == 0
     assert torch.equal(torch.get_rng_state(), before)
+
+
+REGRESSION = """
+import torch
+from torch.utils.data import TensorDataset
+def line():
+    inputs = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
+    data = TensorDataset(inputs, inputs @ torch.tensor([1.0, -2.0, 0.5]))
+    return data, data
+"""
+
+
+def test_a_regression_of_the_users_own_is_learnt_and_reported(workplace, monkeypatch, capsys):
+    (workplace / "users_line.py").write_text(REGRESSION)
+    monkeypatch.delitem(sys.modules, "users_line", raising=False)
+    command = ["train", "--data", "users_line:line", "--model", "linear", "--recipe", "pool"]
+    command += ["--batch-size", "16", "--budget", "60steps", "--clock", "virtual", "--out", "o"]
+    assert entry.main(command) == 0
+    run = read_run(workplace / "o")
+    assert run.summary.data == "users_line:line"
+    assert run.summary.test_loss == run.summary.test_error < 0.05
+    page = (workplace / "o" / "report.html").read_text()
+    assert "Test error (mean square)" in page
+    assert "linear on users_line:line" in page
+
+
+def test_the_report_of_a_real_run_shows_its_gate_and_its_scores(workplace, capsys):
+    command = [*SHORT, "--recipe", "katharopoulos2018", "--out", "o"]
+    assert entry.main(command) == 0
+    page = (workplace / "o" / "report.html").read_text()
+    for shown in ("How unequal the scores are", "Steps that drew by score", "Scores at the end"):
+        assert shown in page
+    assert "needs tau above 2.00" in page
+
+
+def test_a_recipe_without_a_gate_has_none_in_its_report(workplace, capsys):
+    assert entry.main([*SHORT, "--recipe", "uniform", "--out", "o"]) == 0
+    assert "sampling is never on" in capsys.readouterr().out
+    assert "How unequal the scores are" not in (workplace / "o" / "report.html").read_text()
+
+
+def test_on_a_terminal_there_is_a_bar_instead_of_lines(workplace, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert entry.main([*SHORT, "--out", "o"]) == 0
+    printed = capsys.readouterr().out
+    assert "training loss" not in printed
+    assert "report: " in printed

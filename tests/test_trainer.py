@@ -235,3 +235,58 @@ def test_silence_is_silent(capsys):
     Silent().moved(0.5, 1)
     run(toy(), settings(2), clock=virtual())
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("recipe", ["pool", "katharopoulos2018"])
+def test_measurements_repeat_to_the_byte_on_the_virtual_clock(recipe, tmp_path):
+    for name in ("first", "again"):
+        run(toy(), settings(30, recipe=recipe), clock=virtual(), out=tmp_path / name)
+    first, again = ((tmp_path / name / "metrics.jsonl").read_bytes() for name in ("first", "again"))
+    assert first == again
+
+
+def test_keeping_nothing_changes_no_number(tmp_path):
+    kept = run(toy(), settings(recipe="pool"), clock=virtual(), out=tmp_path / "o").summary
+    assert run(toy(), settings(recipe="pool"), clock=virtual()).summary == kept
+
+
+def test_optimisers_are_those_of_pytorch():
+    parameters = [nn.Parameter(torch.zeros(2))]
+    sgd = settings(optimizer="sgd").optimise(parameters)
+    assert isinstance(sgd, torch.optim.SGD)
+    assert (sgd.defaults["lr"], sgd.defaults["momentum"]) == (0.05, 0.9)
+    adam = settings(optimizer="adam").optimise(parameters)
+    assert type(adam) is torch.optim.Adam
+    assert adam.defaults["lr"] == 1e-3
+    adamw = settings(optimizer="adamw", lr=0.25).optimise(parameters)
+    assert isinstance(adamw, torch.optim.AdamW)
+    assert adamw.defaults["lr"] == 0.25
+
+
+def test_settings_are_listed_as_they_take_effect():
+    assert settings(recipe="pool", model="cnn").listed() == {
+        "recipe": "pool",
+        "model": "cnn",
+        "budget": "12steps",
+        "batch_size": BATCH,
+        "pool_ratio": 3.0,
+        "lr": 0.05,
+        "schedule": "cosine",
+        "optimizer": "sgd",
+        "norm": "group",
+        "seed": 0,
+        "device": "cpu",
+    }
+    plain = settings(recipe="uniform", model="mlp").listed()
+    assert (plain["pool_ratio"], plain["norm"]) == (None, None)
+
+
+def test_batch_normalisation_is_evaluated_with_its_running_statistics():
+    images = torch.randn(40, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    data = TensorDataset(images, (images.mean(dim=(1, 2, 3)) > 0).long())
+    problem = from_datasets("bright", data, data)
+    outcome = run(problem, settings(4, model="cnn", norm="batch"), clock=virtual())
+    model = outcome.model.eval()
+    with torch.no_grad():
+        alone = [problem.loss_fn(model(image[None]), label[None]) for image, label in data]
+    assert outcome.summary.train_loss == pytest.approx(torch.cat(alone).mean().item(), rel=1e-5)
