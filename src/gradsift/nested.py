@@ -55,7 +55,8 @@ def tensors(tree: Any) -> list[Tensor]:
         >>> [leaf.shape[0] for leaf in tensors((torch.ones(2), [torch.ones(3)]))]
         [2, 3]
     """
-    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
+    leaves = (tree,) if isinstance(tree, Tensor) else pytree.tree_leaves(tree)
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
 
 def length(tree: Any) -> int:
@@ -112,6 +113,8 @@ def take(tree: Any, positions: Tensor | slice, count: int) -> Any:
         _refuse_opaque(path, leaf)
         return leaf
 
+    if isinstance(tree, Tensor):
+        return pick((), tree)
     return pytree.tree_map_with_path(pick, tree, is_leaf=_is_leaf)
 
 
@@ -150,6 +153,8 @@ def per_leaf(tree: Any, function: Callable[[Tensor], Tensor]) -> Any:
         >>> per_leaf([torch.ones(2)], lambda leaf: 2 * leaf)
         [tensor([2., 2.])]
     """
+    if isinstance(tree, Tensor):
+        return function(tree)
     return pytree.tree_map_only(Tensor, function, tree)
 
 

@@ -15,9 +15,7 @@ from gradsift.sampling.inclusion import capped_inclusion
 from gradsift.sampling.quarantine import neutralise
 
 
-def pool_ratio_with_replacement(
-    tau: float, ratio: float, pool_size: int | None = None
-) -> float:
+def pool_ratio_with_replacement(tau: float, ratio: float, pool_size: int | None = None) -> float:
     """``1/R = 1/r + (1 − 1/B)/τ²``: the published scheme, which resamples with replacement.
 
     The first term is the variance of the pool itself, which no score can remove. ``R < 1``, a

@@ -4,6 +4,7 @@ Whatever a model returns, a draw needs a probability above zero for every candid
 weighted mean is unbiased only for quantities that vanish where the probability does.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -52,6 +53,9 @@ def neutralise(scores: Float[Tensor, " n"]) -> CleanScores:
     values = scores.detach().to("cpu", torch.float64)
     if values.numel() == 0:
         raise UsageError("received no scores, expected at least one: pass one score per candidate")
+    low, high = (float(end) for end in values.aminmax())
+    if 0 <= low and 0 < high < math.inf:
+        return CleanScores(values, 0)
     finite = torch.isfinite(values)
     _refuse_negative(values, finite)
     known = values[finite]
@@ -90,7 +94,9 @@ def clean(scores: Float[Tensor, " n"]) -> CleanScores:
         1
     """
     kept = neutralise(scores)
-    largest = kept.values.max()
+    smallest, largest = kept.values.aminmax()
+    if smallest >= max(FLOOR * float(largest), _TINY):
+        return kept
     relative = kept.values / largest
     floor = relative.new_zeros(())
     # Each round shrinks the error of the fixed point by the factor FLOOR: three reach rounding.

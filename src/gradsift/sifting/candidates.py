@@ -56,11 +56,15 @@ class Chooser:
     seconds: Seconds
     generator: torch.Generator = field(default_factory=torch.Generator)
 
-    def score(self, candidates: Candidates, chunk: int) -> Tensor:
-        """One score for each candidate, in host memory, from passes over ``chunk`` examples."""
+    def score(self, candidates: Candidates, batch_size: int) -> Tensor:
+        """One score for each candidate, in host memory.
+
+        A forward pass takes two batches at a time: without a graph it needs no more memory than
+        a training step on one, which is known to fit.
+        """
         setup = self.setup
         with setup.clock.timing(self.seconds, "scoring"):
-            scores = self._scores(candidates, chunk).cpu()
+            scores = self._scores(candidates, 2 * batch_size).cpu()
             setup.clock.charge(scored=candidates.count)
         self.counts.scored += candidates.count
         return scores

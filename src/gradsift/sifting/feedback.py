@@ -13,7 +13,7 @@ from gradsift.gate import GateState
 from gradsift.monitors.moments import second_moments
 from gradsift.monitors.steps import StepLog
 from gradsift.records import ScoreUpdate, StepRecord, WeightedBatch
-from gradsift.sampling.quarantine import clean
+from gradsift.sampling.quarantine import neutralise
 from gradsift.scores.base import AbstractOutputScore
 from gradsift.sifting.mailbox import Mailbox, Reported
 from gradsift.sifting.setup import Counts, Setup
@@ -73,7 +73,8 @@ class Feedback:
                 look without waiting for its device.
         """
         for report in self._mailbox.collect():
-            report.batch.check_finite(report.losses)
+            if report.batch.weights.device.type != "cpu":
+                report.batch.check_finite(report.losses)
             if report.update is not None and not report.batch.drawn:
                 self.observe(report.update.score)
             if self._record_due:
@@ -82,7 +83,7 @@ class Feedback:
 
     def observe(self, scores: Tensor) -> None:
         """Looks at fresh scores: the gate learns from them, what is not finite is counted."""
-        cleaned = clean(scores)
+        cleaned = neutralise(scores)
         if cleaned.quarantined and not self._counts.quarantined:
             self.notice(
                 f"{cleaned.quarantined} of {len(scores)} scores are not finite: they count as "
@@ -94,7 +95,7 @@ class Feedback:
         if recipe.gate is None:
             return
         before = self.gate
-        self.gate = recipe.gate.observe(before, scores, self._counts.steps, recipe.ratio)
+        self.gate = recipe.gate.observe(before, cleaned.values, self._counts.steps, recipe.ratio)
         if before.observed == 0 or before.open != self.gate.open:
             self._setup.log.write(
                 "gate",
