@@ -54,7 +54,7 @@ def neutralise(scores: Float[Tensor, " n"]) -> CleanScores:
     if values.numel() == 0:
         raise UsageError("received no scores, expected at least one: pass one score per candidate")
     low, high = (float(end) for end in values.aminmax())
-    if 0 <= low and 0 < high < math.inf:
+    if low >= 0 and 0 < high < math.inf:
         return CleanScores(values, 0)
     finite = torch.isfinite(values)
     _refuse_negative(values, finite)

@@ -151,8 +151,10 @@ class Loop:
         with self.clock.timing(self.spent, "training"):
             for group in self.optimizer.param_groups:
                 group["lr"] = self.settings.learning_rate * self.schedule(self.share)
-            loss = batch.loss(self.model(batch.inputs))
+            outputs = self.model(batch.inputs)
+            loss = batch.loss(outputs)
             if not math.isfinite(loss.item()):
+                batch.check_finite(self.problem.loss_fn(outputs, batch.targets))
                 raise TrainingError(
                     f"the loss of step {self.steps} is {loss.item()}: the step was stopped "
                     "before the update; lower the learning rate"

@@ -1,0 +1,92 @@
+"""What the documents say is run: code blocks, links, commands."""
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import gradsift
+from gradsift.cli.train import train as train_command
+from gradsift.recipes import recipes
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def prepared() -> dict[str, Any]:
+    """What a reader of the README has at hand."""
+    data = TensorDataset(torch.randn(64, 5), torch.randint(3, (64,)))
+    model = nn.Linear(5, 3)
+    return {
+        "train_loader": DataLoader(data, batch_size=16, shuffle=True),
+        "model": model,
+        "loss_fn": nn.CrossEntropyLoss(reduction="none"),
+        "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
+    }
+
+
+def test_the_five_lines_and_the_recipe_run_as_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = prepared()
+    for block in blocks(README, "python"):
+        exec(compile(block, "README.md", "exec"), names)
+    assert re.match(r"(on|off): needs tau above 2\.00, has ", capsys.readouterr().out)
+    assert (tmp_path / "runs/a/metrics.jsonl").stat().st_size > 0
+    assert isinstance(names["recipe"], gradsift.Recipe)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text(encoding="utf-8")):
+        assert (path.parent / target).exists(), f"{path.name} links to {target}"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_files_that_are_named_exist(path: Path) -> None:
+    named = re.findall(r"`((?:docs|benchmarks|tests|examples|src)/[\w./-]+)`", path.read_text())
+    for name in named:
+        assert (ROOT / name).exists(), f"{path.name} names {name}"
+
+
+def test_the_table_of_recipes_is_complete() -> None:
+    listed = re.findall(r"^\| `([\w-]+)`", README, re.MULTILINE)
+    assert sorted(listed) == sorted(recipes)
+
+
+def test_every_flag_that_is_shown_exists() -> None:
+    known = {name.replace("_", "-") for name in train_command.__annotations__}
+    shown = [
+        word[2:]
+        for block in blocks(README, "sh")
+        for line in block.splitlines()
+        if line.startswith("gradsift ")
+        for word in shlex.split(line)
+        if word.startswith("--")
+    ]
+    assert shown
+    assert set(shown) <= known
+
+
+def test_makefile_targets_of_the_documents_exist() -> None:
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for path in DOCUMENTS:
+        for used in re.findall(r"^make (\w+)|`make (\w+)`", path.read_text(), re.MULTILINE):
+            assert ({*used} - {""}) <= targets
+
+
+def test_the_lock_names_exact_versions_and_no_index() -> None:
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    assert "torch==2.13.0" in lines
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines)

@@ -1,0 +1,72 @@
+"""The second tier: claims on real data and real clocks, the built wheel, the benchmark."""
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src" / "gradsift"
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+def run(*command: str, folder: Path) -> str:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    "recipe", ["katharopoulos2018", "pool", "loss", "katharopoulos2018-constant-time"]
+)
+def test_digits_in_ten_seconds(recipe: str, tmp_path: Path) -> None:
+    flags = ["--data", "digits", "--recipe", recipe, "--budget", "10s", "--out", "run"]
+    printed = run("-m", "gradsift.cli", "train", *flags, folder=tmp_path)
+    assert "report: run/report.html" in printed
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["test_error"] < 0.08
+    assert 10 <= summary["seconds_total"] < 11
+    parts = (summary[f"seconds_{part}"] for part in ("loading", "scoring", "training"))
+    assert sum(parts) == pytest.approx(summary["seconds_total"], rel=0.1)
+
+
+def test_the_demo_as_users_run_it(tmp_path: Path) -> None:
+    demo = str(ROOT / "examples/demo.py")
+    printed = run(demo, "--out", "demo", "--budget", "5s", folder=tmp_path)
+    assert "report: demo/report.html" in printed
+    for recipe in ("uniform", "pool", "katharopoulos2018"):
+        summary = json.loads((tmp_path / "demo" / recipe / "summary.json").read_text())
+        assert summary["test_error"] < 0.2
+
+
+def test_the_wheel_holds_the_whole_package(tmp_path: Path) -> None:
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path)]
+    run("-m", "pip", "wheel", *options, str(ROOT), folder=tmp_path)
+    (wheel,) = tmp_path.glob("gradsift-*.whl")
+    packed = set(zipfile.ZipFile(wheel).namelist())
+    expected = {
+        f"gradsift/{path.relative_to(PACKAGE).as_posix()}"
+        for path in [*PACKAGE.rglob("*.py"), PACKAGE / "py.typed"]
+    }
+    assert expected <= packed
+
+
+def test_the_scoring_benchmark_runs(tmp_path: Path) -> None:
+    flags = ["--models", "mlp", "--precisions", "float32", "--pool", "64", "--repeats", "3"]
+    script = str(ROOT / "benchmarks/scoring.py")
+    printed = run(script, *flags, "--out", "scoring.json", folder=tmp_path)
+    assert "mlp" in printed
+    assert json.loads((tmp_path / "scoring.json").read_text())
