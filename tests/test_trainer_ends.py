@@ -132,6 +132,10 @@ def test_what_does_not_fit_the_data_is_refused_before_anything_is_written(
         ({"recipe": "pool", "pool_ratio": 0.5}, "ratio"),
         ({"recipe": "pool", "pool_ratio": math.nan}, "ratio"),
         ({"recipe": "uniform", "pool_ratio": 3.0}, "scores no pool"),
+        (
+            {"recipe": "katharopoulos2018-constant-time", "pool_ratio": 2.0},
+            "sizes its pool itself",
+        ),
         ({"device": "tpu9"}, "not available"),
         ({"device": "cuda:4096"}, "not available"),
         ({"device": "cpu:7"}, "not available"),

@@ -14,6 +14,7 @@ published.
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -41,9 +42,15 @@ class GateState:
 
 
 class AbstractGate(ABC):
-    """A rule that opens and shuts sampling by the moving average of τ."""
+    """A rule that opens and shuts sampling by the moving average of τ.
+
+    Attributes:
+        momentum: of the moving average.
+        takes_ratio: whether the recipe's pool ratio counts, or the rule sizes the pool itself.
+    """
 
     momentum: float
+    takes_ratio: ClassVar[bool]
 
     @abstractmethod
     def needed(self, ratio: float) -> float:
@@ -100,6 +107,8 @@ class TauThreshold(AbstractGate):
         Plan(candidates=192, size=64, draw=None)
     """
 
+    takes_ratio: ClassVar[bool] = True
+
     threshold: float | None = None
     momentum: float = 0.9
 
@@ -140,6 +149,8 @@ class ConstantVariance(AbstractGate):
         >>> gate.plan(GateState(tau=5.0), 128, 1.0)
         Plan(candidates=128, size=51, draw=None)
     """
+
+    takes_ratio: ClassVar[bool] = False
 
     backward: float = 2.0
     extra: float = 0.2
@@ -189,6 +200,8 @@ class ConstantTime(AbstractGate):
         >>> ConstantTime().plan(GateState(tau=3.0), 128, 1.0)
         Plan(candidates=192, size=64, draw=None)
     """
+
+    takes_ratio: ClassVar[bool] = False
 
     backward: float = 2.0
     threshold: float = 2.0

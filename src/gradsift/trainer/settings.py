@@ -114,6 +114,11 @@ class Settings:
                 f"pool ratio {self.pool_ratio} received, but recipe {self.recipe!r} scores no "
                 "pool: leave it out"
             )
+        if recipe.gate is not None and not recipe.gate.takes_ratio:
+            raise UsageError(
+                f"pool ratio {self.pool_ratio} received, but recipe {self.recipe!r} sizes its "
+                "pool itself: leave it out"
+            )
         return replace(recipe, ratio=float(self.pool_ratio))
 
     def optimise(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
