@@ -264,9 +264,9 @@ def test_optimisers_are_those_of_pytorch():
 
 
 def test_settings_are_listed_as_they_take_effect():
-    assert settings(recipe="pool", model="cnn").listed() == {
+    assert settings(recipe="pool", model="wrn-10-1").listed() == {
         "recipe": "pool",
-        "model": "cnn",
+        "model": "wrn-10-1",
         "budget": "12steps",
         "batch_size": BATCH,
         "pool_ratio": 3.0,
@@ -285,7 +285,7 @@ def test_batch_normalisation_is_evaluated_with_its_running_statistics():
     images = torch.randn(40, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     data = TensorDataset(images, (images.mean(dim=(1, 2, 3)) > 0).long())
     problem = from_datasets("bright", data, data)
-    outcome = run(problem, settings(4, model="cnn", norm="batch"), clock=virtual())
+    outcome = run(problem, settings(4, model="wrn-10-1", norm="batch"), clock=virtual())
     model = outcome.model.eval()
     with torch.no_grad():
         alone = [problem.loss_fn(model(image[None]), label[None]) for image, label in data]

@@ -32,7 +32,7 @@ def build_model(
         input_shape: of one input, without the batch.
         outputs: numbers per example; the model returns ``[batch, outputs]``.
         generator: where the initial parameters come from.
-        norm: ``group`` or ``batch``, for the models that normalise (cnn and wrn); None means
+        norm: ``group`` or ``batch``, for the model that normalises (wrn); None means
             ``group`` there.
 
     Raises:
@@ -73,9 +73,7 @@ def describe(
     if name.startswith("wrn"):
         depth, factor = parse_wide(name)
         return wide_resnet(input_shape, outputs, depth, factor, find_norm(str(chosen)))
-    if name == "cnn":
-        return cnn(input_shape, outputs, find_norm(str(chosen)))
-    plain = {"linear": linear, "mlp": mlp, "lstm": Lstm}
+    plain = {"linear": linear, "mlp": mlp, "cnn": cnn, "lstm": Lstm}
     if name not in plain:
         raise UsageError(f"model {name!r} is unknown: choose one of {', '.join(FAMILIES)}")
     if norm is not None:
@@ -87,7 +85,7 @@ def norm_in_use(name: str, norm: str | None) -> str | None:
     """What ``norm`` means for a model: the default where there is a choice and none was made.
 
     Example:
-        >>> norm_in_use("cnn", None), norm_in_use("cnn", "batch"), norm_in_use("mlp", None)
-        ('group', 'batch', None)
+        >>> norm_in_use("wrn-16-4", None), norm_in_use("mlp", None)
+        ('group', None)
     """
-    return DEFAULT_NORM if norm is None and name.startswith(("cnn", "wrn")) else norm
+    return DEFAULT_NORM if norm is None and name.startswith("wrn") else norm

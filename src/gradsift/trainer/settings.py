@@ -53,7 +53,7 @@ class Settings:
         lr: learning rate at the start; None takes the optimiser's usual one.
         schedule: of the learning rate over the budget: constant, cosine, linear or step.
         optimizer: sgd (with momentum 0.9), adam or adamw.
-        norm: group or batch, for the models that normalise; None takes group.
+        norm: group or batch, for the model that normalises (wrn); None takes group.
         seed: of the parameters, the order of the data and the draws.
         device: where to train, in PyTorch's notation.
 
