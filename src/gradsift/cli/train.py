@@ -13,7 +13,7 @@ from gradsift.budget import parse_budget
 from gradsift.cli.table import table
 from gradsift.cli.watch import Bar, Lines
 from gradsift.clock import AbstractClock, VirtualClock
-from gradsift.data.named import ReadOptions, load_problem
+from gradsift.data.named import load_problem
 from gradsift.data.problem import Problem
 from gradsift.errors import UsageError
 from gradsift.models import FAMILIES
@@ -32,29 +32,7 @@ COMMAND_LINE: ContextVar[str] = ContextVar("command_line", default="gradsift tra
 
 
 def train(
-    data: Annotated[
-        str,
-        typer.Option(
-            help="digits, fashion-mnist:DIR, mnist:DIR, cifar10:DIR, cifar100:DIR, FILE.npz, "
-            "FILE.csv, libsvm:FILE, text:FILE, or module:callable; see docs/data.md."
-        ),
-    ] = "digits",
-    label: Annotated[
-        str | None,
-        typer.Option(help="Column of a table to learn: name or number.", show_default="the last"),
-    ] = None,
-    drop: Annotated[
-        list[str] | None, typer.Option(help="Column of a table to leave out; repeatable.")
-    ] = None,
-    missing: Annotated[
-        str, typer.Option(help="Missing values of a table: error, drop or mean.")
-    ] = "error",
-    task: Annotated[
-        str | None,
-        typer.Option(help="classification or regression.", show_default="by the targets"),
-    ] = None,
-    unit: Annotated[str, typer.Option(help="Of a text: characters or words.")] = "characters",
-    context: Annotated[int, typer.Option(help="Tokens of a text before the next one.")] = 20,
+    data: Annotated[str, typer.Option(help="digits, or module:callable.")] = "digits",
     model: Annotated[str, typer.Option(help=f"One of {', '.join(FAMILIES)}.")] = "mlp",
     recipe: Annotated[
         str, typer.Option(help=f"One of {', '.join(recipes)}.")
@@ -97,19 +75,10 @@ def train(
         seed=seed,
         device=device,
     )
-    reading = ReadOptions(
-        label=label,
-        drop=tuple(drop or ()),
-        missing=missing,
-        task=task,
-        seed=seed,
-        unit=unit,
-        context=context,
-    )
     seconds = _clock(clock)
     folder = _free_folder() if out is None else out
     require_free(folder)
-    problem = load_problem(data, reading)
+    problem = load_problem(data, seed)
     outcome = _watched(problem, settings, folder, seconds, COMMAND_LINE.get())
     finished = read_run(folder)
     page = write_page(folder / FILE, [finished])
