@@ -20,8 +20,10 @@ from gradsift.cli.watch import Bar, Lines
 from gradsift.report.runs import read_run
 from gradsift.trainer import Point
 
+READING = ["--label", "--drop", "--missing", "--task", "--unit", "--context"]
 FLAGS = [
-    *("--data", "--model", "--recipe", "--batch-size", "--pool-ratio", "--lr", "--schedule"),
+    *("--data", *READING, "--model", "--recipe", "--batch-size", "--pool-ratio", "--lr"),
+    "--schedule",
     *("--optimizer", "--norm", "--budget", "--seed", "--device", "--out", "--clock"),
 ]
 SHORT = ("train", "--budget", "12steps", "--clock", "virtual")
@@ -41,7 +43,7 @@ def test_the_flags_of_train_are_frozen():
 
 
 def test_the_verbs_are_frozen():
-    assert list(typer.main.get_command(app).commands) == ["train"]  # pyright: ignore[reportAttributeAccessIssue]
+    assert list(typer.main.get_command(app).commands) == ["train", "compare"]  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_a_run_ends_with_a_table_and_the_whole_of_its_files(workplace, capsys):
@@ -49,7 +51,7 @@ def test_a_run_ends_with_a_table_and_the_whole_of_its_files(workplace, capsys):
     printed = capsys.readouterr()
     assert printed.err == ""
     assert sorted(path.name for path in (workplace / "o").iterdir()) == [
-        *("metrics.jsonl", "report.html", "summary.json"),
+        *("metrics.jsonl", "picks.npz", "report.html", "summary.json"),
     ]
     written = json.loads((workplace / "o" / "summary.json").read_text())
     assert written["command"] == "gradsift train --budget 12steps --clock virtual --out o --seed 3"
@@ -88,7 +90,7 @@ def test_every_flag_reaches_the_run(workplace, capsys):
         "--out": "o",
         "--clock": "virtual",
     }
-    assert list(flags) == FLAGS
+    assert list(flags) == [flag for flag in FLAGS if flag not in READING]
     assert entry.main(["train", *(word for pair in flags.items() for word in pair)]) == 0
     run = read_run(workplace / "o")
     found = run.event("settings")

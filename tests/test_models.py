@@ -9,7 +9,8 @@ from gradsift.models import build_model, describe
 from gradsift.models.convolutional import cnn
 from gradsift.models.initialise import initialise
 from gradsift.models.normalisation import by_batch, by_group
-from gradsift.models.recurrent import as_sequence
+from gradsift.models.recurrent import TokenLstm, as_sequence
+from gradsift.models.sparse import SparseLinear
 from gradsift.models.wide_resnet import WideBlock, parse_wide
 
 SHAPES = {
@@ -191,8 +192,72 @@ def test_parameters_are_drawn_on_the_published_scales():
 
 
 def test_a_layer_of_another_kind_is_refused():
-    with pytest.raises(UsageError, match="Embedding"):
-        initialise(nn.Embedding(3, 2), seeded())
+    with pytest.raises(UsageError, match="Bilinear"):
+        initialise(nn.Bilinear(3, 2, 1), seeded())
+
+
+def as_pairs(rows):
+    """Every column of dense rows as a pair, the zeros too."""
+    columns = torch.arange(rows.shape[1], dtype=torch.float32).expand_as(rows)
+    return torch.stack([columns, rows], dim=2)
+
+
+@pytest.mark.parametrize("name", ["linear", "mlp", "lstm"])
+def test_a_model_of_sparse_rows_is_the_model_of_dense_rows(name):
+    sparse = build_model(name, (6,), 3, generator=seeded(2), sparse=True)
+    dense = build_model(name, (6,), 3, generator=seeded(2))
+    for ours, theirs in zip(sparse.parameters(), dense.parameters(), strict=True):
+        with torch.no_grad():
+            theirs.copy_(ours if ours.shape == theirs.shape else ours.T)
+    rows = torch.randn(5, 6, generator=seeded(1)) * torch.tensor([1, 0, 1, 1, 0, 1])
+    torch.testing.assert_close(sparse(as_pairs(rows)), dense(rows))
+    padding = torch.zeros(5, 3, 2)
+    torch.testing.assert_close(sparse(torch.cat([as_pairs(rows), padding], dim=1)), dense(rows))
+    for model, inputs in ((sparse, as_pairs(rows)), (dense, rows)):
+        model(inputs).square().sum().backward()
+    for ours, theirs in zip(sparse.parameters(), dense.parameters(), strict=True):
+        assert ours.grad is not None
+        assert theirs.grad is not None
+        same = ours.grad if ours.shape == theirs.shape else ours.grad.T
+        torch.testing.assert_close(same, theirs.grad)
+
+
+def test_sparse_weights_are_drawn_as_wide_as_dense_ones():
+    layer = SparseLinear(400, 50)
+    initialise(layer, seeded())
+    assert 0.049 < float(layer.weight.detach().abs().max()) <= 1 / 20
+    assert not layer.bias.detach().any()
+
+
+def test_tokens_are_looked_up_and_nothing_else():
+    model = build_model("lstm", (6,), 9, generator=seeded(), vocabulary=9)
+    assert isinstance(model, TokenLstm)
+    assert abs(float(model.embedding.weight.detach().std()) - 1) < 0.1
+    tokens = torch.randint(9, (4, 6), generator=seeded(1))
+    states, _ = model.memory(model.embedding.weight[tokens])
+    torch.testing.assert_close(model(tokens), model.head(states[:, -1]))
+    gates = 4 * (128 * (64 + 128) + 2 * 128)
+    assert count(model) == 9 * 64 + gates + 128 * 9 + 9
+
+
+@pytest.mark.parametrize("name", ["linear", "mlp", "cnn", "wrn-10-1", "nonsense"])
+def test_numbers_of_tokens_are_no_numbers(name):
+    with pytest.raises(UsageError, match="choose lstm"):
+        build_model(name, (6,), 9, generator=seeded(), vocabulary=9)
+
+
+@pytest.mark.parametrize(
+    ("name", "columns", "norm", "message"),
+    [
+        ("lstm", 4097, None, "choose linear or mlp"),
+        ("cnn", 6, None, "expected images"),
+        ("nonsense", 6, None, "unknown"),
+        ("mlp", 6, "batch", "no normalisation"),
+    ],
+)
+def test_sparse_rows_are_refused_with_the_way_out(name, columns, norm, message):
+    with pytest.raises(UsageError, match=message):
+        build_model(name, (columns,), 2, generator=seeded(), norm=norm, sparse=True)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from gradsift.data.digits import digits, stratified_part
-from gradsift.data.named import load_problem
+from gradsift.data.named import ReadOptions, load_problem
 from gradsift.data.problem import Problem, from_datasets, squared_error, wrong_class
 from gradsift.errors import DataError, UsageError
 
@@ -198,8 +198,8 @@ def workplace(tmp_path, monkeypatch):
 
 
 def test_a_callable_gives_a_pair_or_a_problem(workplace):
-    assert load_problem("users_own_data:pair", 0).name == "users_own_data:pair"
-    problem = load_problem("users_own_data:problem", 0)
+    assert load_problem("users_own_data:pair", ReadOptions()).name == "users_own_data:pair"
+    problem = load_problem("users_own_data:problem", ReadOptions())
     assert isinstance(problem, Problem)
     assert problem.name == "mine"
 
@@ -207,7 +207,8 @@ def test_a_callable_gives_a_pair_or_a_problem(workplace):
 @pytest.mark.parametrize(
     ("spec", "kind", "message"),
     [
-        ("mnist", UsageError, "give digits, or module:callable"),
+        ("mnits", UsageError, r"give digits, mnist, .* or module:callable"),
+        ("text", UsageError, "unknown"),
         ("", UsageError, "unknown"),
         (":pair", UsageError, "unknown"),
         ("users_own_data:", UsageError, "unknown"),
@@ -226,5 +227,5 @@ def test_a_callable_gives_a_pair_or_a_problem(workplace):
 )
 def test_every_mistake_in_a_data_name_is_one_line(workplace, spec, kind, message):
     with pytest.raises(kind, match=message) as caught:
-        load_problem(spec, 0)
+        load_problem(spec, ReadOptions())
     assert "\n" not in str(caught.value)

@@ -35,6 +35,7 @@ LAYERS = (
     ("report",),
     ("budget", "schedule"),
     ("trainer",),
+    ("comparison",),
     ("cli",),
     ("__init__",),
 )
@@ -43,6 +44,7 @@ LAYERS = (
 OPTIONAL = {
     "matplotlib": ("report",),
     "rich": ("cli", "trainer"),
+    "scipy": ("comparison",),
     "sklearn": ("data",),
     "typer": ("cli",),
 }

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from gradsift.cli.compare import compare_command
 from gradsift.cli.train import COMMAND_LINE, train
 from gradsift.errors import UsageError
 from gradsift.report import versions
@@ -21,6 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("train")(train)
+app.command("compare", context_settings={"ignore_unknown_options": True})(compare_command)
 
 
 def _show_version(asked: bool) -> bool:

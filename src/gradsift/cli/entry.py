@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from gradsift.errors import DataError, TrainingError, UsageError
 
-EXTRAS = {"matplotlib", "rich", "sklearn", "typer"}
+EXTRAS = {"matplotlib", "rich", "scipy", "sklearn", "typer"}
 INTERRUPTED = 130
 
 

@@ -10,10 +10,11 @@ import typer
 from rich.console import Console
 
 from gradsift.budget import parse_budget
+from gradsift.cli.reading import Context, Data, Drop, Label, Missing, Task, Unit
 from gradsift.cli.table import table
 from gradsift.cli.watch import Bar, Lines
 from gradsift.clock import AbstractClock, VirtualClock
-from gradsift.data.named import load_problem
+from gradsift.data.named import ReadOptions, load_problem
 from gradsift.data.problem import Problem
 from gradsift.errors import UsageError
 from gradsift.models import FAMILIES
@@ -32,7 +33,13 @@ COMMAND_LINE: ContextVar[str] = ContextVar("command_line", default="gradsift tra
 
 
 def train(
-    data: Annotated[str, typer.Option(help="digits, or module:callable.")] = "digits",
+    data: Data = "digits",
+    label: Label = None,
+    drop: Drop = None,
+    missing: Missing = "error",
+    task: Task = None,
+    unit: Unit = "characters",
+    context: Context = 20,
     model: Annotated[str, typer.Option(help=f"One of {', '.join(FAMILIES)}.")] = "mlp",
     recipe: Annotated[
         str, typer.Option(help=f"One of {', '.join(recipes)}.")
@@ -75,10 +82,11 @@ def train(
         seed=seed,
         device=device,
     )
+    reading = ReadOptions(label, tuple(drop or ()), missing, task, seed, unit, context)
     seconds = _clock(clock)
     folder = _free_folder() if out is None else out
     require_free(folder)
-    problem = load_problem(data, seed)
+    problem = load_problem(data, reading)
     outcome = _watched(problem, settings, folder, seconds, COMMAND_LINE.get())
     finished = read_run(folder)
     page = write_page(folder / FILE, [finished])

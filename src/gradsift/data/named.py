@@ -1,10 +1,11 @@
-"""From the word after ``--data`` to a problem: a bundled data set, or a function of the user's.
+"""From the word after ``--data`` to a problem: a file in a known format, or a function of yours.
 
 It imports the readers, and with them the optional packages that they need.
 """
 
 import importlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,40 +13,110 @@ from torch.utils.data import Dataset
 
 from gradsift.data.digits import digits
 from gradsift.data.problem import Problem, from_datasets
+from gradsift.data.readers.cifar import read_cifar
+from gradsift.data.readers.idx import read_mnist
+from gradsift.data.readers.npz import read_npz
+from gradsift.data.readers.options import ReadOptions as ReadOptions
+from gradsift.data.readers.svmlight import read_svmlight
+from gradsift.data.readers.table import read_table
+from gradsift.data.readers.text import read_text_problem
 from gradsift.errors import DataError, UsageError
 
-BUNDLED = {"digits": digits}
-"""Readers by name; each takes the seed of its split."""
+Reader = Callable[[str, str, ReadOptions], Problem]
+"""``reader(spec, place, options)``; the spec is the problem's name."""
+
+TABLE = ("label", "drop", "missing", "task")
 
 
-def load_problem(spec: str, seed: int) -> Problem:
-    """The problem behind ``digits`` or ``module:callable``.
+def _digits(spec: str, place: str, options: ReadOptions) -> Problem:
+    if place != spec:
+        raise UsageError(f"{spec!r} received, but digits are bundled: leave {place!r} out")
+    return digits(options.seed)
 
-    The module is looked for in the working directory too. The callable takes no argument and
-    returns a `Problem`, or two map-style data sets ``(train, test)`` of ``(input, target)``.
+
+def _mnist(spec: str, place: str, options: ReadOptions) -> Problem:
+    del options
+    return read_mnist(spec, place)
+
+
+def _cifar(spec: str, place: str, options: ReadOptions) -> Problem:
+    del options
+    return read_cifar(spec.partition(":")[0], spec, place)
+
+
+KINDS: dict[str, tuple[Reader, tuple[str, ...]]] = {
+    "digits": (_digits, ()),
+    "mnist": (_mnist, ()),
+    "fashion-mnist": (_mnist, ()),
+    "cifar10": (_cifar, ()),
+    "cifar100": (_cifar, ()),
+    "libsvm": (read_svmlight, ("task",)),
+    "text": (read_text_problem, ("unit", "context")),
+    "table": (read_table, TABLE),
+    "npz": (read_npz, ("task",)),
+}
+"""Readers by the word before the colon, each with the options that mean something to it."""
+
+ALONE = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100")
+"""Names that stand for a folder of the same name, or for no folder."""
+
+ENDINGS = {".csv": "table", ".tsv": "table", "data": "table", ".npz": "npz"}
+"""How a file name ends, where it stands without a word before it."""
+
+EXPECTED = (
+    f"{', '.join(ALONE)} (with :DIR), FILE.npz, FILE.csv, FILE.data, table:FILE, libsvm:FILE, "
+    "text:FILE, or module:callable"
+)
+
+
+def load_problem(spec: str, options: ReadOptions) -> Problem:
+    """The problem behind a word such as ``digits``, ``iris.csv``, ``libsvm:a9a`` or ``module:f``.
+
+    Paths that do not exist here are looked for in the folder that the environment variable
+    ``GRADSIFT_DATA`` names. A module is looked for in the working directory too. A callable takes
+    no argument and returns a `Problem`, or two map-style data sets ``(train, test)`` of
+    ``(input, target)``.
 
     Args:
         spec: the word on the command line.
-        seed: of the split of a bundled data set.
+        options: how to read the data.
 
     Raises:
-        UsageError: when the name, the module or the callable does not exist or fails.
-        DataError: when what it returns is not a problem.
+        UsageError: when the name, the module or the callable does not exist or fails, or when an
+            option means nothing for these data.
+        DataError: when a file is missing or broken, or what a callable returns is not a problem.
 
     Example:
-        >>> load_problem("digits", seed=0).name
+        >>> load_problem("digits", ReadOptions(seed=0)).name
         'digits'
-        >>> load_problem("mnits", seed=0)
+        >>> load_problem("mnits", ReadOptions())
         Traceback (most recent call last):
-        gradsift.errors.UsageError: data set 'mnits' is unknown: give digits, or module:callable
+        gradsift.errors.UsageError: data set 'mnits' is unknown: give digits, mnist, ...
     """
-    if spec in BUNDLED:
-        return BUNDLED[spec](seed)
+    kind, colon, place = spec.partition(":")
+    if kind in KINDS and (colon or kind in ALONE):
+        place = place if colon else kind
+    else:
+        ending = next((ending for ending in ENDINGS if spec.endswith(ending)), None)
+        kind, place = (ENDINGS[ending], spec) if ending and not _names_code(spec) else ("", spec)
+    if kind:
+        reader, meant = KINDS[kind]
+        options.allow(spec, *meant)
+        return reader(spec, place, options)
+    options.allow(spec)
+    return _from_callable(spec)
+
+
+def _names_code(spec: str) -> bool:
+    """Whether a word is ``module:callable`` rather than a file, as in ``my_module:load_data``."""
+    module, colon, attribute = spec.partition(":")
+    return bool(colon) and attribute.isidentifier() and module.replace(".", "").isidentifier()
+
+
+def _from_callable(spec: str) -> Problem:
     module_name, colon, attribute = spec.partition(":")
     if not (colon and module_name and attribute):
-        raise UsageError(
-            f"data set {spec!r} is unknown: give {', '.join(BUNDLED)}, or module:callable"
-        )
+        raise UsageError(f"data set {spec!r} is unknown: give {EXPECTED}")
     made = _call(spec, _resolve(spec, module_name, attribute))
     if isinstance(made, Problem):
         return made

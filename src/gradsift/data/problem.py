@@ -33,6 +33,10 @@ class Problem:
         input_shape: of one input, without the batch.
         outputs: how many numbers the model returns per example.
         task: classification or regression.
+        vocabulary: the tokens, where inputs are int64 numbers of tokens; None where they are
+            float32 numbers.
+        sparse: whether an input is a list of ``(column, value)`` pairs, ``[pairs, 2]``, padded
+            with ``(0, 0)``, instead of the row of ``input_shape`` that it stands for.
     """
 
     name: str
@@ -43,6 +47,8 @@ class Problem:
     input_shape: tuple[int, ...]
     outputs: int
     task: Task
+    vocabulary: tuple[str, ...] | None = None
+    sparse: bool = False
 
 
 def wrong_class(
@@ -101,16 +107,41 @@ def from_datasets(name: str, train: Dataset[Any], test: Dataset[Any]) -> Problem
             f"the training and test set of {name!r} differ: {found} against {held_out}; "
             "both need the same shape and kind of target"
         )
-    classes = found.task == "classification"
+    outputs = max(found.outputs, held_out.outputs)
+    return pose(name, train, test, found.input_shape, outputs, found.task)
+
+
+def pose(
+    name: str,
+    train: Dataset[Any],
+    test: Dataset[Any],
+    input_shape: tuple[int, ...],
+    outputs: int,
+    task: Task,
+    *,
+    vocabulary: tuple[str, ...] | None = None,
+    sparse: bool = False,
+) -> Problem:
+    """The problem of two data sets that are known to be sound: its task decides loss and error.
+
+    Example:
+        >>> from torch.utils.data import TensorDataset
+        >>> data = TensorDataset(torch.zeros(4, 3), torch.zeros(4))
+        >>> pose("toy", data, data, (3,), 1, "regression").loss_fn is squared_error
+        True
+    """
+    classes = task == "classification"
     return Problem(
         name=name,
         train=train,
         test=test,
         loss_fn=nn.CrossEntropyLoss(reduction="none") if classes else squared_error,
         error_fn=wrong_class if classes else squared_error,
-        input_shape=found.input_shape,
-        outputs=max(found.outputs, held_out.outputs),
-        task=found.task,
+        input_shape=input_shape,
+        outputs=outputs,
+        task=task,
+        vocabulary=vocabulary,
+        sparse=sparse,
     )
 
 

@@ -1,5 +1,7 @@
 """From the word after ``--model`` to a model, made from a generator alone."""
 
+import math
+
 import torch
 from torch import nn
 
@@ -8,7 +10,8 @@ from gradsift.models.convolutional import cnn
 from gradsift.models.dense import linear, mlp
 from gradsift.models.initialise import initialise
 from gradsift.models.normalisation import find_norm
-from gradsift.models.recurrent import Lstm
+from gradsift.models.recurrent import Lstm, TokenLstm
+from gradsift.models.sparse import Densify
 from gradsift.models.wide_resnet import parse_wide, wide_resnet
 
 FAMILIES = ("linear", "mlp", "cnn", "wrn-D-K", "lstm")
@@ -24,6 +27,8 @@ def build_model(
     *,
     generator: torch.Generator,
     norm: str | None = None,
+    vocabulary: int | None = None,
+    sparse: bool = False,
 ) -> nn.Module:
     """A model with fresh parameters, on the CPU, that takes ``[batch, *input_shape]``.
 
@@ -34,9 +39,13 @@ def build_model(
         generator: where the initial parameters come from.
         norm: ``group`` or ``batch``, for the model that normalises (wrn); None means
             ``group`` there.
+        vocabulary: how many tokens there are, where an input is int64 tokens; None where it is
+            float32 numbers.
+        sparse: whether inputs are pairs ``(column, value)``, ``[batch, pairs, 2]``, of rows of
+            ``input_shape``.
 
     Raises:
-        UsageError: for an unknown name, a shape that the model cannot take, or a ``norm`` for a
+        UsageError: for an unknown name, inputs that the model cannot take, or a ``norm`` for a
             model without normalisation.
 
     Example:
@@ -47,14 +56,20 @@ def build_model(
         torch.Size([2, 10])
     """
     with torch.device("meta"):
-        model = describe(name, input_shape, outputs, norm)
+        model = describe(name, input_shape, outputs, norm, vocabulary=vocabulary, sparse=sparse)
     model.to_empty(device="cpu")
     initialise(model, generator)
     return model
 
 
 def describe(
-    name: str, input_shape: tuple[int, ...], outputs: int, norm: str | None = None
+    name: str,
+    input_shape: tuple[int, ...],
+    outputs: int,
+    norm: str | None = None,
+    *,
+    vocabulary: int | None = None,
+    sparse: bool = False,
 ) -> nn.Module:
     """The layers of a model, on PyTorch's current default device.
 
@@ -69,16 +84,38 @@ def describe(
         >>> model[1].weight.is_meta
         True
     """
-    chosen = norm_in_use(name, norm)
+    if vocabulary is not None:
+        return _of_tokens(name, vocabulary, outputs, norm)
+    if sparse and name in ("linear", "mlp"):
+        _refuse_norm(name, norm)
+        return {"linear": linear, "mlp": mlp}[name](input_shape, outputs, sparse=True)
+    if sparse:
+        dense = describe(name, input_shape, outputs, norm)
+        return nn.Sequential(Densify(math.prod(input_shape)), dense)
     if name.startswith("wrn"):
         depth, factor = parse_wide(name)
-        return wide_resnet(input_shape, outputs, depth, factor, find_norm(str(chosen)))
+        chosen = find_norm(str(norm_in_use(name, norm)))
+        return wide_resnet(input_shape, outputs, depth, factor, chosen)
     plain = {"linear": linear, "mlp": mlp, "cnn": cnn, "lstm": Lstm}
     if name not in plain:
         raise UsageError(f"model {name!r} is unknown: choose one of {', '.join(FAMILIES)}")
+    _refuse_norm(name, norm)
+    return plain[name](input_shape, outputs)
+
+
+def _of_tokens(name: str, vocabulary: int, outputs: int, norm: str | None) -> nn.Module:
+    if name != "lstm":
+        raise UsageError(
+            f"model {name!r} received tokens, whose numbers mean nothing by themselves: choose "
+            "lstm, which looks them up"
+        )
+    _refuse_norm(name, norm)
+    return TokenLstm(vocabulary, outputs)
+
+
+def _refuse_norm(name: str, norm: str | None) -> None:
     if norm is not None:
         raise UsageError(f"model {name!r} has no normalisation to choose: leave norm {norm!r} out")
-    return plain[name](input_shape, outputs)
 
 
 def norm_in_use(name: str, norm: str | None) -> str | None:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from gradsift.errors import UsageError
+from gradsift.models.sparse import SparseLinear
 
 
 def initialise(model: nn.Module, generator: torch.Generator) -> None:
@@ -17,7 +18,9 @@ def initialise(model: nn.Module, generator: torch.Generator) -> None:
 
     * Convolutions: He et al. (2015), normal with variance ``2/(width · area)``, as in the wide
       residual networks' own code.
-    * Linear layers: uniform in ``±1/√inputs``, PyTorch's default. Biases of both are zero.
+    * Linear layers, sparse ones too: uniform in ``±1/√inputs``, PyTorch's default. Biases of all
+      of these are zero.
+    * Embeddings: standard normal, PyTorch's default.
     * LSTM: uniform in ``±1/√width``, PyTorch's default.
     * Normalisation: scale one, shift zero, empty statistics.
 
@@ -45,8 +48,11 @@ def _initialise_layer(layer: nn.Module, generator: torch.Generator) -> None:
             layer.weight, mode="fan_out", nonlinearity="relu", generator=generator
         )
         _zero(layer.bias)
-    elif isinstance(layer, nn.Linear):
-        bound = 1 / math.sqrt(layer.in_features)
+    elif isinstance(layer, nn.Embedding):
+        layer.weight.normal_(generator=generator)
+    elif isinstance(layer, nn.Linear | SparseLinear):
+        inputs = layer.in_features if isinstance(layer, nn.Linear) else len(layer.weight)
+        bound = 1 / math.sqrt(inputs)
         layer.weight.uniform_(-bound, bound, generator=generator)
         _zero(layer.bias)
     elif isinstance(layer, nn.LSTM):

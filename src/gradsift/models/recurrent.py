@@ -1,4 +1,4 @@
-"""A recurrent network over rows or time steps: ``lstm``."""
+"""A recurrent network over rows, time steps or tokens: ``lstm``."""
 
 from torch import Tensor, nn
 
@@ -41,6 +41,33 @@ class Lstm(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """From ``[batch, *input_shape]`` to ``[batch, outputs]``."""
         states, _ = self.memory(as_sequence(inputs))
+        return self.head(states[:, -1])
+
+
+class TokenLstm(nn.Module):
+    """The same over tokens, each of which is looked up as a row of numbers first.
+
+    Args:
+        vocabulary: how many different tokens there are.
+        outputs: numbers per example.
+        size: numbers per token.
+        width: size of the memory.
+
+    Example:
+        >>> import torch
+        >>> TokenLstm(100, 7)(torch.zeros(5, 20, dtype=torch.int64)).shape
+        torch.Size([5, 7])
+    """
+
+    def __init__(self, vocabulary: int, outputs: int, size: int = 64, width: int = 128) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary, size)
+        self.memory = nn.LSTM(size, width, batch_first=True)
+        self.head = nn.Linear(width, outputs)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """From int64 ``[batch, steps]`` to ``[batch, outputs]``."""
+        states, _ = self.memory(self.embedding(tokens))
         return self.head(states[:, -1])
 
 

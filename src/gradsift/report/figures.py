@@ -6,7 +6,7 @@ Each function returns a `Figure`; `svg` turns it into text that a page can hold.
 import io
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import matplotlib as mpl
 import numpy as np
@@ -17,7 +17,9 @@ from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
 
 from gradsift.report.runs import Run, pairs
 
-_PLAIN = FuncFormatter(lambda value, _: f"{value:,g}")
+Shown = TypeVar("Shown")
+
+PLAIN = FuncFormatter(lambda value, _: f"{value:,g}")
 _METADATA = re.compile(r"\s*<metadata>.*?</metadata>", re.DOTALL)
 
 INK, FAINT, GRID = "#1f2937", "#6b7280", "#e5e7eb"
@@ -49,11 +51,11 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def svg(draw: Callable[[Sequence[Run]], Figure], runs: Sequence[Run]) -> str:
-    """A figure as one ``<svg>`` element; the same runs give the same text."""
+def svg(draw: Callable[[Shown], Figure], shown: Shown) -> str:
+    """A figure as one ``<svg>`` element; the same content gives the same text."""
     text = io.StringIO()
     with mpl.rc_context({**STYLE, "svg.hashsalt": draw.__name__}):
-        draw(runs).savefig(text, format="svg", metadata={"Date": None})
+        draw(shown).savefig(text, format="svg", metadata={"Date": None})
     drawing = text.getvalue()
     return _METADATA.sub("", drawing[drawing.index("<svg") :])
 
@@ -71,7 +73,7 @@ def curves(runs: Sequence[Run]) -> Figure:
         for run, colour in zip(runs, colours(runs), strict=True):
             panel.plot(*pairs(run.of_kind("eval"), "seconds", key), color=colour)
         panel.set(title=title, xlabel="seconds of training")
-        _logarithmic(panel)
+        logarithmic(panel)
     if not _regression(runs):
         panels[2].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
     _name(figure, runs)
@@ -98,7 +100,7 @@ def gate(runs: Sequence[Run]) -> Figure:
     below.set(xlabel="step", ylim=(len(runs) - 0.4, -0.6), xlim=(0, _last_step(runs)))
     below.set_yticks(range(len(runs)), [run.summary.recipe for run in runs])
     below.grid(visible=False, axis="y")
-    below.xaxis.set_major_formatter(_PLAIN)
+    below.xaxis.set_major_formatter(PLAIN)
     _name(figure, runs)
     return figure
 
@@ -116,7 +118,7 @@ def scores(runs: Sequence[Run]) -> Figure:
             panel.stairs(heights, edges, color=colour, fill=True, alpha=0.18)
             panel.stairs(heights, edges, color=colour, linewidth=1.5)
     panel.set_xscale("log")
-    panel.xaxis.set_major_formatter(_PLAIN)
+    panel.xaxis.set_major_formatter(PLAIN)
     panel.xaxis.set_minor_formatter(NullFormatter())
     panel.axvline(1.0, color=FAINT, linewidth=0.9, linestyle=(0, (4, 3)))
     panel.set(title="Scores at the end", xlabel="score / mean score", ylabel="share of examples")
@@ -165,12 +167,12 @@ def _name(figure: Figure, runs: Sequence[Run]) -> None:
     )
 
 
-def _logarithmic(panel: Axes) -> None:
-    """A logarithmic axis where every value allows one."""
+def logarithmic(panel: Axes) -> None:
+    """A logarithmic vertical axis where every line allows one."""
     values = [np.asarray(line.get_ydata(), dtype=float) for line in panel.lines]
     if values and all((drawn > 0).all() for drawn in values):
         panel.set_yscale("log")
-        panel.yaxis.set_major_formatter(_PLAIN)
+        panel.yaxis.set_major_formatter(PLAIN)
         panel.yaxis.set_minor_formatter(NullFormatter())
 
 

@@ -87,9 +87,12 @@ def write_summary(folder: Path, summary: Summary) -> Path:
 
     The text reaches the disk under another name before it takes the name that readers know.
     """
-    text = json.dumps(asdict(summary), indent=2, allow_nan=False)
-    path = folder / FILE
-    waiting = folder / f"{FILE}.partial"
+    return write_whole(folder / FILE, json.dumps(asdict(summary), indent=2, allow_nan=False))
+
+
+def write_whole(path: Path, text: str) -> Path:
+    """Writes a file whole or not at all, with a newline at its end, and returns its path."""
+    waiting = path.with_name(f"{path.name}.partial")
     with waiting.open("w", encoding="utf-8") as file:
         file.write(f"{text}\n")
         file.flush()

@@ -16,10 +16,12 @@ from gradsift.loader import SiftedLoader
 from gradsift.monitors.log import AbstractLog
 from gradsift.records import WeightedBatch
 from gradsift.report.histogram import histogram
+from gradsift.report.picks import Picks
 from gradsift.report.summary import Summary, versions
 from gradsift.schedule import Schedule
 from gradsift.trainer.evaluation import Quality, count_examples, evaluate, subsample
 from gradsift.trainer.interruption import Interruption
+from gradsift.trainer.picks import DrawCount, pick
 from gradsift.trainer.progress import AbstractProgress, Point
 from gradsift.trainer.settings import Settings
 
@@ -28,6 +30,9 @@ EVALUATIONS = 20
 
 SUBSAMPLE = 2_000
 """Training examples whose loss is followed during a run; the summary has all of them."""
+
+TEST_SUBSAMPLE = 10_000
+"""Likewise of the test examples: a text has so many that following them all takes minutes."""
 
 
 @dataclass(eq=False)
@@ -69,6 +74,8 @@ class Loop:
     def __post_init__(self) -> None:
         self._start = self.clock.now()
         self._followed = subsample(self.problem.train, SUBSAMPLE, self.settings.seed)
+        self._followed_test = subsample(self.problem.test, TEST_SUBSAMPLE, self.settings.seed)
+        self._count = DrawCount(count_examples(self.problem.train))
 
     @property
     def seconds(self) -> float:
@@ -134,6 +141,12 @@ class Loop:
             command=command,
         )
 
+    def pick(self) -> Picks:
+        """Which examples were drawn how often, and what a sample of them scores now."""
+        with self.inner.timing(self.spent, "evaluating"), self.clock.paused():
+            draws = self._count.draws
+            return pick(self.model, self.problem, draws, self.device, self.settings.seed)
+
     def _train_all(self) -> None:
         batches = chain.from_iterable(repeat(self.train))
         self._evaluate()
@@ -163,12 +176,14 @@ class Loop:
             loss.backward()
             self.optimizer.step()
             self.clock.charge(trained=len(batch))
+        with self.clock.paused():
+            self._count.add(batch.indices)
         self.steps += 1
         self.progress.moved(self.share, self.steps)
 
     def _evaluate(self) -> None:
         train = self._quality(self._followed)
-        test = self._quality(self.problem.test)
+        test = self._quality(self._followed_test)
         self.log.write(
             "eval",
             step=self.steps,

@@ -20,6 +20,7 @@ from gradsift.errors import UsageError
 from gradsift.loader import sift
 from gradsift.models import build_model
 from gradsift.monitors.log import JsonLines, NullLog
+from gradsift.report.picks import write_picks
 from gradsift.report.summary import Summary, write_summary
 from gradsift.schedule import find_schedule
 from gradsift.trainer.evaluation import count_examples
@@ -84,6 +85,8 @@ def run(
         torch.manual_seed(settings.seed)
         loop = _prepare(problem, settings, device, out, clock, progress, interruption)
         loop.train_all()
+        if out is not None:
+            write_picks(out, loop.pick())
         summary = loop.summarise(command)
         if out is not None:
             write_summary(out, summary)
@@ -115,6 +118,8 @@ def _prepare(
         problem.outputs,
         generator=torch.Generator().manual_seed(settings.seed),
         norm=settings.norm,
+        vocabulary=None if problem.vocabulary is None else len(problem.vocabulary),
+        sparse=problem.sparse,
     ).to(device)
     inner = WallClock(device) if clock is None else clock
     paused = PausableClock(inner)

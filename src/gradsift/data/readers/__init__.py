@@ -1,0 +1,1 @@
+"""Real data in the formats that people have them in; bad files are refused in one line."""
