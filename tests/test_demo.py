@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from datafiles import mnist
 from gradsift.cli.watch import Lines
 from gradsift.report.runs import read_run
 
@@ -24,6 +25,7 @@ def demo(tmp_path, monkeypatch):
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("GRADSIFT_DATA", raising=False)
     threads = torch.get_num_threads()
 
     def call(*arguments):
@@ -50,6 +52,23 @@ def test_three_recipes_run_equally_long_and_are_compared(tmp_path, demo, capsys)
     picture = (tmp_path / "images" / "demo.svg").read_text()
     assert picture.startswith("<svg")
     assert picture.strip() in page
+
+
+def test_clothes_are_sorted_where_the_data_folder_has_them(tmp_path, demo, monkeypatch):
+    folder = tmp_path / "data" / "fashion-mnist"
+    mnist(folder, packed=True, train=70)
+    monkeypatch.setenv("GRADSIFT_DATA", str(tmp_path / "data"))
+    assert demo("--out", "o", "--budget", "1steps") == 0
+    summary = read_run(tmp_path / "o" / "pool").summary
+    assert (summary.data, summary.model) == ("fashion-mnist", "cnn")
+
+
+def test_broken_data_write_nothing(tmp_path, demo, monkeypatch, capsys):
+    (tmp_path / "data" / "fashion-mnist").mkdir(parents=True)
+    monkeypatch.setenv("GRADSIFT_DATA", str(tmp_path / "data"))
+    assert demo("--out", "o", "--budget", "1steps") == 2
+    assert not (tmp_path / "o").exists()
+    assert capsys.readouterr().err.startswith("demo: error: ")
 
 
 def test_only_an_earlier_demo_is_replaced(tmp_path, demo, capsys):

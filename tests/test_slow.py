@@ -43,12 +43,19 @@ def test_digits_in_ten_seconds(recipe: str, tmp_path: Path) -> None:
     assert sum(parts) == pytest.approx(summary["seconds_total"], rel=0.1)
 
 
-def test_the_demo_as_users_run_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("data", ["digits", "fashion-mnist"])
+def test_the_demo_learns(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A budget in steps: how far a second of training gets is for benchmarks to say."""
+    if data == "digits":
+        monkeypatch.delenv("GRADSIFT_DATA", raising=False)
+    elif not (Path(os.environ.get("GRADSIFT_DATA", "")) / data).is_dir():
+        pytest.skip("Fashion-MNIST is not below GRADSIFT_DATA")
     demo = str(ROOT / "examples/demo.py")
-    printed = run(demo, "--out", "demo", "--budget", "5s", folder=tmp_path)
+    printed = run(demo, "--out", "demo", "--budget", "1000steps", folder=tmp_path)
     assert "report: demo/report.html" in printed
     for recipe in ("uniform", "pool", "katharopoulos2018"):
         summary = json.loads((tmp_path / "demo" / recipe / "summary.json").read_text())
+        assert summary["data"] == data
         assert summary["test_error"] < 0.2
 
 
