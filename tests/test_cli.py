@@ -59,7 +59,7 @@ def test_a_run_ends_with_a_table_and_the_whole_of_its_files(workplace, capsys):
     lines = printed.out.splitlines()
     assert lines[-1] == f"report: {Path('o') / 'report.html'}"
     assert sum("test error" in line and "step" in line for line in lines) >= 13
-    assert "katharopoulos2018: sampling is off: needs tau above 2.00" in printed.out
+    assert "auto: sampling is off: the first pass is in your own order" in printed.out
 
 
 def test_the_default_folder_is_the_next_free_one(workplace, capsys):

@@ -12,11 +12,13 @@ from gradsift.sampling import Clip, Mixed, Multinomial, Poisson, Power, Stratifi
 from gradsift.scores import Loss, OutputGradient
 
 NAMES = [
+    "auto",
     "katharopoulos2018",
     "katharopoulos2018-constant-time",
     "katharopoulos2018-constant-variance",
     "loss",
     "pool",
+    "table",
     "uniform",
     "uniform-iid",
 ]
@@ -27,7 +29,7 @@ def test_the_names() -> None:
     assert len(recipes) == len(NAMES)
     assert all(recipes[name].name == name for name in recipes)
     assert all(name in recipes for name in NAMES)
-    assert "auto" not in recipes
+    assert "best" not in recipes
 
 
 @pytest.mark.parametrize("name", ["katharopoulos", "", "POOL"])

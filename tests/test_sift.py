@@ -380,7 +380,9 @@ def test_a_silent_loop_is_told_how_to_report() -> None:
 
 def test_the_log_holds_steps_gate_and_events(tmp_path: Path) -> None:
     loader, model = sharp_task()
-    train = gradsift.sift(loader, model, LOSS, log=tmp_path / "run", clock=VirtualClock())
+    train = gradsift.sift(
+        loader, model, LOSS, recipe="katharopoulos2018", log=tmp_path / "run", clock=VirtualClock()
+    )
     for _ in range(3):
         for batch in train:
             batch.loss(model(batch.inputs))

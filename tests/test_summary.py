@@ -50,7 +50,7 @@ EXAMPLE = Summary(
 def finished(tmp_path_factory):
     """A short run of the published recipe on real data, with all its files."""
     out = tmp_path_factory.mktemp("runs") / "finished"
-    chosen = Settings(budget=Budget("steps", 30), batch_size=32)
+    chosen = Settings(recipe="katharopoulos2018", budget=Budget("steps", 30), batch_size=32)
     run(digits(), chosen, out=out, clock=VirtualClock(), command="gradsift train --seed 0")
     return out
 

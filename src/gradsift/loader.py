@@ -25,7 +25,7 @@ def sift(
     model: Any,
     loss_fn: LossFunction,
     *,
-    recipe: str | Recipe = "katharopoulos2018",
+    recipe: str | Recipe = "auto",
     split: Split | None = None,
     forward: Forward | None = None,
     device: torch.device | str | None = None,

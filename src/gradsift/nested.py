@@ -44,6 +44,8 @@ def move(tree: Any, device: torch.device | str, *, non_blocking: bool = False) -
             return leaf.to(device, non_blocking=non_blocking)
         return leaf.to(device) if _moves_itself(leaf) else leaf
 
+    if type(tree) in (list, tuple) and all(isinstance(leaf, Tensor) for leaf in tree):
+        return type(tree)(map(send, tree))
     return pytree.tree_map(send, tree, is_leaf=_moves_itself)
 
 

@@ -7,7 +7,7 @@ neither prefetching nor a stale score can attach it to another example.
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Float64, Int64
@@ -15,6 +15,9 @@ from torch import Tensor
 
 from gradsift.errors import TrainingError, UsageError
 from gradsift.nested import move
+
+Source = Literal["off", "table", "pool", "two-stage"]
+"""Where the examples of a step come from; "off" is the user's own order."""
 
 LossFunction = Callable[[Any, Any], Tensor]
 """``loss_fn(outputs, targets)``: one loss per example."""
@@ -72,13 +75,25 @@ class Plan:
 
     Attributes:
         candidates: how many examples to fetch as a pool.
-        size: how many of the pool to train on.
+        size: how many of the pool, or of the drawn ids, to train on.
         draw: ids drawn from the whole data set already, with their weights, in place of a pool.
     """
 
     candidates: int | None = None
     size: int | None = None
     draw: Draw | None = None
+
+    @property
+    def source(self) -> Source:
+        """Where the examples of the step come from; "off" is the user's own order.
+
+        Example:
+            >>> Plan().source, Plan(candidates=192, size=64).source
+            ('off', 'pool')
+        """
+        if self.draw is None:
+            return "off" if self.candidates is None else "pool"
+        return "table" if self.size is None else "two-stage"
 
 
 @dataclass(frozen=True)
@@ -187,15 +202,14 @@ class WeightedBatch:
         """
         values = self.loss_fn(outputs, self.targets)
         check_per_example(values, len(self), "loss_fn returned")
-        if values.device.type == "cpu":
+        mean = self.mean(values)
+        if values.device.type == "cpu" and not math.isfinite(mean.item()):
             self.check_finite(values)
         self.report(self, outputs, values)
-        return self.mean(values)
+        return mean
 
     def check_finite(self, values: Tensor) -> None:
         """Raises a `TrainingError` that names the examples whose value is not finite."""
-        if math.isfinite(values.detach().sum().item()):
-            return
         bad = ~torch.isfinite(values.detach())
         if bool(bad.any()):
             ids = self.indices[bad].tolist()

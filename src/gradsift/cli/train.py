@@ -41,9 +41,7 @@ def train(
     unit: Unit = "characters",
     context: Context = 20,
     model: Annotated[str, typer.Option(help=f"One of {', '.join(FAMILIES)}.")] = "mlp",
-    recipe: Annotated[
-        str, typer.Option(help=f"One of {', '.join(recipes)}.")
-    ] = "katharopoulos2018",
+    recipe: Annotated[str, typer.Option(help=f"One of {', '.join(recipes)}.")] = "auto",
     batch_size: Annotated[int, typer.Option(help="Examples per step.")] = 64,
     pool_ratio: Annotated[
         float | None, typer.Option(help="Candidates per trained example.", show_default="recipe's")

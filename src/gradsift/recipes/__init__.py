@@ -6,6 +6,7 @@ from gradsift.errors import UsageError
 from gradsift.recipes.katharopoulos2018 import CONSTANT_TIME, CONSTANT_VARIANCE, KATHAROPOULOS_2018
 from gradsift.recipes.pool import LOSS, POOL
 from gradsift.recipes.recipe import Recipe as Recipe
+from gradsift.recipes.table import AUTO, TABLE
 from gradsift.recipes.uniform import UNIFORM, UNIFORM_IID
 
 
@@ -38,5 +39,13 @@ class Recipes(Mapping[str, Recipe]):
 
 
 recipes = Recipes(
-    UNIFORM, UNIFORM_IID, LOSS, POOL, KATHAROPOULOS_2018, CONSTANT_VARIANCE, CONSTANT_TIME
+    AUTO,
+    UNIFORM,
+    UNIFORM_IID,
+    TABLE,
+    LOSS,
+    POOL,
+    KATHAROPOULOS_2018,
+    CONSTANT_VARIANCE,
+    CONSTANT_TIME,
 )

@@ -5,14 +5,17 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from gradsift.errors import UsageError
-from gradsift.gate import AbstractGate
+from gradsift.gate import AbstractGate, MeasuredGate
 from gradsift.sampling.corrections import AbstractCorrection
 from gradsift.sampling.distributions import AbstractDistribution, Proportional
 from gradsift.sampling.draws import AbstractDraw, Systematic
-from gradsift.scores.base import ScoreFunction
+from gradsift.scores.base import AbstractOutputScore, ScoreFunction
 from gradsift.scores.output_gradient import OutputGradient
 
-Origin = Literal["loader", "iid", "pool"]
+Origin = Literal["loader", "iid", "pool", "table", "auto"]
+
+REMEMBERED = ("table", "auto")
+"""Sources that keep the scores of training steps in a table."""
 
 
 @dataclass(frozen=True)
@@ -21,18 +24,21 @@ class Recipe:
 
     Attributes:
         source: "loader" for the user's own order, "iid" for independent uniform ids, "pool" for
-            candidates that are scored in the step.
+            candidates that are scored in the step, "table" for ids drawn by the scores of earlier
+            steps, "auto" for whichever of them pays.
         ratio: r, candidates per trained example.
         score: how much an example matters.
         distribution: scores to probabilities.
         draw: probabilities to examples, with the weights that belong to it.
         correction: a change of the weights that trades bias for variance, or None.
-        gate: when the pool is used; None uses it in every step.
+        gate: when scores are used; None uses them in every step. "auto" has a `MeasuredGate`.
+        smoothing: of a table: the share of an example's old score that is kept beside a new one.
         reference: where the method was published.
         name: what reports call it.
 
     Raises:
-        UsageError: for an unknown source or a ratio that is not a finite number of at least one.
+        UsageError: for an unknown source, a ratio that is not a finite number of at least one, or
+            a table of scores that a training step does not give away.
 
     Example:
         >>> from gradsift.sampling import distributions, draws
@@ -54,7 +60,8 @@ class Recipe:
     distribution: AbstractDistribution = field(default_factory=Proportional)
     draw: AbstractDraw = field(default_factory=Systematic)
     correction: AbstractCorrection | None = None
-    gate: AbstractGate | None = None
+    gate: AbstractGate | MeasuredGate | None = None
+    smoothing: float = 0.5
     reference: str = ""
     name: str = "custom"
 
@@ -69,6 +76,22 @@ class Recipe:
                 f"pool ratio {self.ratio} received, expected a finite number of at least 1: "
                 "candidates per trained example"
             )
+
+        if self.source in REMEMBERED and not isinstance(self.score, AbstractOutputScore):
+            raise UsageError(
+                f"recipe source {self.source!r} received the score {self.score!r}, expected one "
+                "that the outputs of a training step determine, such as OutputGradient() or Loss()"
+            )
+        if (self.source == "auto") != isinstance(self.gate, MeasuredGate):
+            raise UsageError(
+                f"recipe source {self.source!r} received the gate {self.gate!r}: a MeasuredGate "
+                "belongs to the source 'auto', and to no other"
+            )
+
+    @property
+    def scored(self) -> bool:
+        """Whether examples are chosen by score at all."""
+        return self.source not in ("loader", "iid")
 
     @property
     def biased(self) -> bool:

@@ -89,8 +89,9 @@ def gate(runs: Sequence[Run]) -> Figure:
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2.6, 0.3 + 0.22 * len(runs)])
     for place, (run, colour) in enumerate(zip(runs, colours(runs), strict=True)):
         above.plot(*pairs(run.of_kind("train"), "step", "tau"), color=colour)
-        turns = run.of_kind("gate")[1:]
-        for line in turns:
+        for line in run.of_kind("gate")[1:]:
+            if "tau" not in line:
+                continue
             inside = colour if line["state"] == "on" else "white"
             above.plot(line["step"], line["tau"], "o", color=colour, markerfacecolor=inside)
         for start, width in sampled(run):

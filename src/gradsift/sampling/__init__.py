@@ -17,3 +17,4 @@ from gradsift.sampling.quarantine import CleanScores as CleanScores
 from gradsift.sampling.quarantine import clean as clean
 from gradsift.sampling.quarantine import neutralise as neutralise
 from gradsift.sampling.select import select as select
+from gradsift.sampling.table import ScoreTable as ScoreTable

@@ -11,6 +11,7 @@ from gradsift.nested import take
 from gradsift.records import Draw
 from gradsift.sampling.quarantine import clean
 from gradsift.sampling.select import select
+from gradsift.sampling.two_stage import second_stage
 from gradsift.scores.base import AbstractOutputScore
 from gradsift.scores.evaluate import score_examples
 from gradsift.scores.objective import examine
@@ -69,13 +70,30 @@ class Chooser:
         self.counts.scored += candidates.count
         return scores
 
-    def choose(self, candidates: Candidates, scores: Tensor, size: int) -> tuple[Candidates, Draw]:
-        """Draws ``size`` candidates by their scores."""
+    def choose(
+        self, candidates: Candidates, scores: Tensor, size: int, first: Draw | None = None
+    ) -> tuple[Candidates, Draw]:
+        """Draws ``size`` candidates by their scores.
+
+        Args:
+            candidates: what to draw from.
+            scores: one for each.
+            size: how many.
+            first: how the candidates were drawn themselves; None for candidates as they came.
+        """
         recipe = self.setup.recipe
         with self.setup.clock.timing(self.seconds, "scoring"):
-            draw = select(
-                scores, recipe.distribution, recipe.draw, size, self.generator, recipe.correction
-            )
+            if first is not None:
+                draw = second_stage(first, scores, size, self.generator)
+            else:
+                draw = select(
+                    scores,
+                    recipe.distribution,
+                    recipe.draw,
+                    size,
+                    self.generator,
+                    recipe.correction,
+                )
             return candidates.take(draw.positions), draw
 
     def rehearse(self, candidates: Candidates, batch_size: int) -> list[str]:

@@ -1,7 +1,7 @@
-"""What steps tell, and what follows from it: the gate's state, notices, lines in the log.
+"""What steps tell, on its way to the policy, to the notices and to the log.
 
-Everything that flows back does so through here, by value and one step late. The gate learns from
-fresh scores; the rest is only looked at.
+Everything that flows back does so through here, by value and one step late. The policy learns from
+it; the rest is only looked at.
 """
 
 import logging
@@ -9,37 +9,37 @@ from typing import Any
 
 from torch import Tensor
 
-from gradsift.gate import GateState
 from gradsift.monitors.moments import second_moments
 from gradsift.monitors.steps import StepLog
 from gradsift.records import ScoreUpdate, StepRecord, WeightedBatch
 from gradsift.sampling.quarantine import neutralise
 from gradsift.scores.base import AbstractOutputScore
 from gradsift.sifting.mailbox import Mailbox, Reported
+from gradsift.sifting.policy import AbstractPolicy
 from gradsift.sifting.setup import Counts, Setup
 
 _logger = logging.getLogger("gradsift")
 
 
 class Feedback:
-    """Collects what training steps report, and keeps the gate's state.
+    """Collects what training steps report, and hands it to the policy.
 
     Attributes:
-        gate: what the gate has seen.
         scores: the scores seen last, of a pool or of a trained batch; None before.
         notices: what was said once about this run.
     """
 
-    def __init__(self, setup: Setup, counts: Counts) -> None:
-        self.gate = GateState()
+    def __init__(self, setup: Setup, counts: Counts, policy: AbstractPolicy) -> None:
         self.scores: Tensor | None = None
         self.notices: list[str] = []
         self._setup = setup
         self._counts = counts
+        self._policy = policy
         self._mailbox = Mailbox()
         self._step_log = StepLog(setup.log)
         self._start = 0.0
         self._record_due = False
+        self._wanted = False
         self._last_reported = -1
 
     def begin(self) -> None:
@@ -55,12 +55,14 @@ class Feedback:
         if self._last_reported == self._counts.steps:
             return
         self._last_reported = self._counts.steps
-        recipe, score = self._setup.recipe, self._setup.recipe.score
-        feeds_gate = recipe.gate is not None and not batch.drawn
-        is_recorded = self._record_due and recipe.source == "pool" and batch.drawn
+        score = self._setup.recipe.score
+        self._wanted = self._policy.wants_scores(drawn=batch.drawn)
+        is_recorded = self._record_due and batch.drawn and self._setup.recipe.scored
         update = None
-        if isinstance(score, AbstractOutputScore) and (feeds_gate or is_recorded):
+        if isinstance(score, AbstractOutputScore) and (self._wanted or is_recorded):
+            before = self._setup.clock.now()
             values = score.of_outputs(batch.loss_fn, outputs, batch.targets)
+            self._policy.observed(self._setup.clock.now() - before)
             update = ScoreUpdate(batch.indices, values, self._counts.steps)
         if update is not None or self._record_due or losses.device.type != "cpu":
             self._mailbox.post(Reported(batch, losses.detach(), update))
@@ -75,46 +77,38 @@ class Feedback:
         for report in self._mailbox.collect():
             if report.batch.weights.device.type != "cpu":
                 report.batch.check_finite(report.losses)
-            if report.update is not None and not report.batch.drawn:
-                self.observe(report.update.score)
+            if report.update is not None and self._wanted:
+                self._learn(report.batch, report.update)
             if self._record_due:
                 self._write_step(report)
         self._say_if_silent()
 
-    def observe(self, scores: Tensor) -> None:
-        """Looks at fresh scores: the gate learns from them, what is not finite is counted."""
-        cleaned = neutralise(scores)
-        if cleaned.quarantined and not self._counts.quarantined:
+    def look(self, scores: Tensor) -> None:
+        """Looks at fresh scores: what is not finite is counted."""
+        quarantined = neutralise(scores).quarantined
+        if quarantined and not self._counts.quarantined:
             self.notice(
-                f"{cleaned.quarantined} of {len(scores)} scores are not finite: they count as "
+                f"{quarantined} of {len(scores)} scores are not finite: they count as "
                 "the root mean square of the others"
             )
-        self._counts.quarantined += cleaned.quarantined
+        self._counts.quarantined += quarantined
         self.scores = scores
-        recipe = self._setup.recipe
-        if recipe.gate is None:
-            return
-        before = self.gate
-        self.gate = recipe.gate.observe(before, cleaned.values, self._counts.steps, recipe.ratio)
-        if before.observed == 0 or before.open != self.gate.open:
-            self._setup.log.write(
-                "gate",
-                step=self._counts.steps,
-                seconds=self._now(),
-                tau=self.gate.tau,
-                **self.summary() or {},
-            )
 
-    def summary(self) -> dict[str, Any] | None:
-        """State, reason and the step at which the gate first opened; None without a gate."""
-        gate, ratio = self._setup.recipe.gate, self._setup.recipe.ratio
-        if gate is None:
-            return None
-        return {
-            "state": "on" if self.gate.open else "off",
-            "reason": gate.reason(self.gate, ratio),
-            "opened_at_step": self.gate.opened_at_step,
-        }
+    def see(self, scores: Tensor) -> None:
+        """Looks at the fresh scores of a pool, and lets the policy learn from them."""
+        self.look(scores)
+        self._policy.see(scores, self._counts.steps)
+
+    def write_news(self) -> None:
+        """Writes down what the policy has decided."""
+        for values in self._policy.news:
+            self._setup.log.write("gate", step=self._counts.steps, seconds=self._now(), **values)
+        self._policy.news.clear()
+
+    def _learn(self, batch: WeightedBatch, update: ScoreUpdate) -> None:
+        self.look(update.score)
+        weights = batch.weights.cpu().double()
+        self._policy.learn(update, weights, drawn=batch.drawn)
 
     def notice(self, text: str) -> None:
         """Says something about the run, once: as a warning of the log ``gradsift``, and kept."""
@@ -125,8 +119,7 @@ class Feedback:
         self._setup.log.write("event", step=self._counts.steps, seconds=self._now(), text=text)
 
     def _say_if_silent(self) -> None:
-        recipe = self._setup.recipe
-        waits = recipe.gate is not None and isinstance(recipe.score, AbstractOutputScore)
+        waits = self._policy.learns and isinstance(self._setup.recipe.score, AbstractOutputScore)
         if waits and self._counts.steps == 2 and self._last_reported < 0:
             self.notice(
                 "no scores arrive, so sampling stays off: compute the loss by "
@@ -142,7 +135,7 @@ class Feedback:
         record = StepRecord(
             drawn=batch.drawn,
             loss=float((weights * report.losses.cpu().double()).sum() / batch.size),
-            tau=None if self._setup.recipe.gate is None else self.gate.tau,
+            tau=self._policy.tau,
             kappa=kappa,
             largest_weight=float(weights.max()) if len(weights) else 0.0,
             trained=self._counts.trained,

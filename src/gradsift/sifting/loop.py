@@ -14,12 +14,11 @@ from torch import Tensor, nn
 
 from gradsift.clock import Seconds
 from gradsift.data.sources import Fetched, open_source
-from gradsift.errors import UsageError
 from gradsift.nested import move
-from gradsift.records import Draw, Plan, WeightedBatch
-from gradsift.scores.base import AbstractOutputScore
+from gradsift.records import Draw, WeightedBatch
 from gradsift.sifting.candidates import Candidates, Chooser
 from gradsift.sifting.feedback import Feedback
+from gradsift.sifting.policies import choose_policy
 from gradsift.sifting.setup import Counts, Setup
 
 
@@ -49,17 +48,12 @@ class SiftedLoader:
         self._loader = loader
         self._source = open_source(loader)
         self._counts = Counts()
-        self._feedback = Feedback(setup, self._counts)
         self._chooser = Chooser(setup, self._counts, self.seconds)
+        self._policy = choose_policy(setup, self._source, self._chooser)
+        self._feedback = Feedback(setup, self._counts, self._policy)
         self._device = torch.device("cpu")
         self._begun = False
-        self._rehearsed = setup.recipe.source != "pool"
-        if setup.recipe.source == "iid" and not self._source.plain_order:
-            raise UsageError(
-                f"recipe {setup.recipe.name!r} draws ids from the whole data set, but this loader "
-                "has no ids or an order of its own, which defines another objective: use a "
-                "map-style DataLoader with shuffle=True, or another recipe"
-            )
+        self._rehearsed = not setup.recipe.scored
 
     @property
     def steps(self) -> int:
@@ -94,29 +88,31 @@ class SiftedLoader:
     @property
     def gate(self) -> dict[str, Any] | None:
         """The gate's state, reason and the step at which it first opened; None without a gate."""
-        return self._feedback.summary()
+        return self._policy.summary()
 
     def __len__(self) -> int:
         return len(self._source)
 
     def __repr__(self) -> str:
-        recipe, gate = self.recipe, self.gate
-        if recipe.source != "pool":
-            return f"off: recipe {recipe.name!r} chooses no example by score"
-        if gate is None:
-            return f"on: recipe {recipe.name!r} draws one of {recipe.ratio:g} candidates, always"
-        return f"{gate['state']}: {gate['reason']}"
+        return str(self._policy)
 
     def __iter__(self) -> Iterator[WeightedBatch]:
         self._begin()
-        steps = self._source.epoch(self._plan)
+        clock = self._setup.clock
+        steps = self._source.epoch(self._policy.plan)
+        before = clock.now()
         while (fetched := self._fetch(steps)) is not None:
+            loading = clock.now() - before
             batch = self._prepare(fetched)
             self._feedback.hand_out()
             self._counts.steps += 1
             self._counts.trained += len(batch)
             yield batch
             self._feedback.collect()
+            now = clock.now()
+            self._policy.timed(fetched.plan, now - before, loading)
+            self._feedback.write_news()
+            before = now
 
     def _begin(self) -> None:
         if self._begun:
@@ -127,34 +123,28 @@ class SiftedLoader:
         rank = _rank() if setup.rank is None else setup.rank
         self._chooser.generator.manual_seed((setup.seed * 1_000_003 + rank) % 2**63)
         self._feedback.begin()
+        self._policy.begin(setup.clock.now())
         if setup.recipe.biased:
             self._feedback.notice(
                 f"recipe {setup.recipe.name!r} is biased on purpose: its weighted mean is not "
                 "the mean over the data"
             )
-        if setup.recipe.source == "pool" and self._source.one_pass:
+        if setup.recipe.scored and self._source.one_pass:
             self._feedback.notice(
                 "the loader is a one-pass stream: a pool uses several of its batches, so there "
                 "are fewer steps, and their number is not known beforehand"
             )
-        if setup.recipe.source == "pool" and _has_batch_statistics(setup.model):
+        if setup.recipe.source == "auto" and not self._source.plain_order:
+            self._feedback.notice(
+                "this loader has no ids or an order of its own, which defines another objective: "
+                "only pools are considered, no table"
+            )
+        if setup.recipe.scored and _has_batch_statistics(setup.model):
             self._feedback.notice(
                 "the model has BatchNorm in train mode: its loss is no sum over examples, so "
                 "weights keep no gradient unbiased, and running statistics follow the examples "
                 "picked; recalibrate them before evaluation, or use GroupNorm"
             )
-
-    def _plan(self, batch_size: int) -> Plan:
-        recipe, state = self.recipe, self._feedback.gate
-        if recipe.source == "iid":
-            high = self._source.examples or 0
-            ids = torch.randint(high, (batch_size,), generator=self._chooser.generator)
-            return Plan(draw=Draw(ids, torch.ones(batch_size, dtype=torch.float64), batch_size))
-        if recipe.source == "pool" and recipe.gate is None:
-            return Plan(candidates=round(recipe.ratio * batch_size), size=batch_size)
-        if recipe.gate is not None and state.open:
-            return recipe.gate.plan(state, batch_size, recipe.ratio)
-        return Plan()
 
     def _fetch(self, steps: Iterator[Fetched]) -> Fetched | None:
         with self._setup.clock.timing(self.seconds, "loading"):
@@ -169,14 +159,16 @@ class SiftedLoader:
             self._rehearsed = True
             for notice in self._chooser.rehearse(arrived, fetched.batch_size):
                 self._feedback.notice(notice)
+        if fetched.plan.source == "off":
+            scores = self._policy.inspect(arrived, fetched.ids, fetched.batch_size)
+            if scores is not None:
+                self._feedback.see(scores)
         if fetched.plan.size is None:
-            if self.recipe.gate is not None and not _comes_free(self.recipe.score):
-                self._feedback.observe(self._chooser.score(arrived, fetched.batch_size))
             return self._batch(arrived, fetched.ids, fetched.plan.draw)
         scores = self._chooser.score(arrived, fetched.batch_size)
         size = min(fetched.plan.size, arrived.count)
-        chosen, draw = self._chooser.choose(arrived, scores, size)
-        self._feedback.observe(scores)
+        chosen, draw = self._chooser.choose(arrived, scores, size, fetched.plan.draw)
+        self._feedback.see(scores)
         return self._batch(chosen, fetched.ids[draw.positions], draw)
 
     def _batch(self, chosen: Candidates, ids: Tensor, draw: Draw | None) -> WeightedBatch:
@@ -191,10 +183,6 @@ class SiftedLoader:
             loss_fn=self._setup.loss_fn,
             report=self._feedback.report,
         )
-
-
-def _comes_free(score: Any) -> bool:
-    return isinstance(score, AbstractOutputScore)
 
 
 def _device_of(model: Any) -> torch.device:

@@ -12,6 +12,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from gradsift.budget import Budget
 from gradsift.errors import UsageError
+from gradsift.gate import AbstractGate
 from gradsift.models import norm_in_use
 from gradsift.recipes import Recipe, recipes
 from gradsift.schedule import find_schedule
@@ -68,7 +69,7 @@ class Settings:
         gradsift.errors.UsageError: lr -1.0 received, expected a positive finite number
     """
 
-    recipe: str = "katharopoulos2018"
+    recipe: str = "auto"
     model: str = "mlp"
     budget: Budget = DEFAULT_BUDGET
     batch_size: int = 64
@@ -114,7 +115,7 @@ class Settings:
                 f"pool ratio {self.pool_ratio} received, but recipe {self.recipe!r} scores no "
                 "pool: leave it out"
             )
-        if recipe.gate is not None and not recipe.gate.takes_ratio:
+        if isinstance(recipe.gate, AbstractGate) and not recipe.gate.takes_ratio:
             raise UsageError(
                 f"pool ratio {self.pool_ratio} received, but recipe {self.recipe!r} sizes its "
                 "pool itself: leave it out"

@@ -1,0 +1,280 @@
+"""What lower variance is worth, and the ways to spend it: a smaller batch, or a larger step.
+
+``R`` is the variance of a uniform batch over that of a drawn one, of equal size ``b``; ``μ`` is the
+mean gradient, ``g`` the norm of an example's gradient, ``trΣ = E[g²] − ‖μ‖²`` the variance of one
+uniform example, and ``B_n = trΣ/‖μ‖²`` the batch size at which noise and signal are equal. Step and
+progress follow from one model: a loss of curvature ``h`` falls by
+
+    η‖μ‖² − (h η²/2)(‖μ‖² + trΣ/(b R))
+
+in the mean of one step ``η`` along the estimated gradient. This is greatest, half of ``η‖μ‖²``,
+at ``η = (1/h) / (1 + B_n/(b R))``.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from gradsift.errors import UsageError
+from gradsift.sampling.quarantine import clean
+
+ROUNDING = 1e-9
+"""A batch that is too small by this share of itself is large enough."""
+
+
+def equal_noise_batch(batch: float, drawn: float, uniform: float, mean_square: float) -> float:
+    """``b' = b (E[w² g²] − ‖μ‖²)/(E[g²] − ‖μ‖²)``: the drawn batch as noisy as ``b`` uniform ones.
+
+    For draws from a table, where the variance of a batch is that of one example over ``b'``. Above
+    ``b`` where the draw is worse than uniform. Many more steps then pass per epoch, for whatever
+    counts them: schedule, weight decay, momentum, BatchNorm.
+
+    Args:
+        batch: ``b``, examples, above 0.
+        drawn: ``E[w² g²]``, `SecondMoments.drawn`, averaged over many batches.
+        uniform: ``E[g²]``, `SecondMoments.uniform`, likewise.
+        mean_square: ``‖μ‖²`` in the same unit; a debiased estimate below zero counts as zero.
+
+    Returns:
+        A real number of examples. It is ``b`` itself where the estimates contradict each other
+        (a second moment below ``‖μ‖²``), or leave no noise to equal.
+
+    Raises:
+        UsageError: for a batch that is not above 0, or a moment that is negative or not finite.
+
+    Example:
+        >>> equal_noise_batch(64, drawn=2.5, uniform=4.0, mean_square=1.0)
+        32.0
+    """
+    _check_positive("batch", batch)
+    _check_moments(drawn=drawn, uniform=uniform)
+    signal = _signal(mean_square)
+    if uniform <= signal or drawn < signal:
+        return float(batch)
+    return batch * (drawn - signal) / (uniform - signal)
+
+
+def pool_equal_noise_batch(
+    batch: float, candidates: int, scores: Float[Tensor, " n"], mean_square: float
+) -> float:
+    """The ``b'`` of ``B`` candidates, drawn without replacement, as noisy as ``b`` uniform ones.
+
+    A pool has noise of its own, ``trΣ/B``, which no draw from it can remove. With
+    ``π = min(1, c·g)`` and ``E[π] = b'/B`` this solves ``V_pool(b') = trΣ/b``::
+
+        V_pool(b') = trΣ/B + (1 − k)(E[g²/π] − E[g²])/B,   k = ‖μ‖²/(E g)²
+
+    The second term is the variance of a draw of fixed size given the pool. It is exact where the
+    part of a gradient along ``μ`` is the same share of every norm, and the other parts are
+    unrelated: the first are proportional to ``π``, or taken for certain, and add no noise. As in
+    `pool_ratio_capped`, ``c`` is the population's, so the pool is large.
+
+    With the ``m`` largest scores certain, ``E[g²/π]`` is a rational function of ``b'``. The
+    solution is the smallest ``b'`` over all ``m`` that keep every other ``π`` below one: a sort
+    and prefix sums, without iteration.
+
+    Args:
+        batch: ``b``, examples, above 0 and at most ``B``.
+        candidates: ``B``, the size of the pool, which stays.
+        scores: a sample of the population's gradient norms, each >= 0.
+        mean_square: ``‖μ‖²`` in the unit of the squared scores; below zero counts as zero.
+
+    Returns:
+        A real number of examples in [0, B]. It is ``b`` itself where the estimates contradict each
+        other (``‖μ‖² > (E g)²``), or leave no noise to equal.
+
+    Raises:
+        UsageError: for sizes out of range, no scores, or a negative score.
+
+    Reference:
+        The variance is Hájek's (1964), for draws of fixed size.
+
+    Example:
+        >>> import torch
+        >>> scores = torch.tensor([0.1, 0.1, 0.1, 2.7])
+        >>> round(pool_equal_noise_batch(64, 192, scores, mean_square=0.0), 1)
+        19.7
+    """
+    _check_positive("batch", batch)
+    if not batch <= candidates:
+        raise UsageError(
+            f"received batch {batch} and {candidates} candidates, expected at least as many "
+            "candidates: a pool is no smaller than the batch"
+        )
+    g = clean(scores).values.sort(descending=True).values
+    m1, m2, signal = float(g.mean()), float(g.square().mean()), _signal(mean_square)
+    if signal > m1**2 or m2 <= signal:
+        return float(batch)
+    if signal == m1**2:
+        return 0.0
+    excess = (m2 - signal) * (candidates / batch - 1) / (1 - signal / m1**2)
+    return candidates * _smallest_share(g, excess)
+
+
+def _smallest_share(g: Float64[Tensor, " n"], excess: float) -> float:
+    """The least ``E[π]`` with ``E[g²/π] = E[g²] + excess``, for descending ``g``, ``π <= 1``."""
+    rest, squares = (part.flip(0).cumsum(0).flip(0) for part in (g, g.square()))
+    room = rest.square() / (squares + len(g) * excess)
+    certain = torch.arange(len(g), dtype=torch.float64)
+    feasible = g * room <= rest
+    return float((certain + room)[feasible].min()) / len(g)
+
+
+def allowed_batch(exact: float, sizes: Sequence[int]) -> int:
+    """The smallest of a fixed set of sizes that is at least ``exact``; the largest if none is.
+
+    Few sizes mean few shapes to compile, and a batch that does not follow every estimate.
+
+    Args:
+        exact: `equal_noise_batch`, or `pool_equal_noise_batch`.
+        sizes: positive sizes in any order, none above the user's own batch: its eighths, say.
+
+    Raises:
+        UsageError: for a number that is not >= 0, no sizes, or a size below 1.
+
+    Example:
+        >>> allowed_batch(41.2, sizes=range(8, 65, 8)), allowed_batch(90.0, sizes=range(8, 65, 8))
+        (48, 64)
+    """
+    if not exact >= 0:
+        raise UsageError(f"allowed_batch received {exact}, expected a number of examples, >= 0")
+    if len(sizes) == 0 or min(sizes) < 1:
+        raise UsageError(
+            f"allowed_batch received sizes {list(sizes)}, expected at least one, each >= 1: "
+            "pass the sizes that a batch may have"
+        )
+    return min((size for size in sizes if size >= exact * (1 - ROUNDING)), default=max(sizes))
+
+
+def noise_scale(trace: float, mean_square: float) -> float:
+    """``B_n = trΣ/‖μ‖²``, in examples: at this batch size noise and signal are equal.
+
+    McCandlish, Kaplan, Amodei et al., "An empirical model of large-batch training" (2018), where
+    it is the simple noise scale.
+
+    Args:
+        trace: ``trΣ = E[g²] − ‖μ‖²`` of one uniform example; below zero counts as zero.
+        mean_square: ``‖μ‖²`` in the same unit. A debiased estimate that is not above zero tells
+            that no signal was measured: the result is infinity.
+
+    Raises:
+        UsageError: for a number that is nan.
+
+    Example:
+        >>> noise_scale(trace=12.0, mean_square=0.5), noise_scale(trace=12.0, mean_square=-0.1)
+        (24.0, inf)
+    """
+    if math.isnan(trace):
+        raise UsageError("received trace nan, expected a variance: average over finite gradients")
+    signal = _signal(mean_square)
+    return max(0.0, trace) / signal if signal else math.inf
+
+
+def lr_factor(batch: float, ratio: float, noise_scale: float, cap: float = 2.0) -> float:
+    """How much larger a step may be: ``min((1 + B_n/b)/(1 + B_n/(b R)), sqrt(R), cap)``.
+
+    The first is the quotient of the best steps of the model above, at ``R`` and at one: it is 1
+    where signal dominates and ``R`` where noise does. The model knows one curvature and no
+    momentum, so the square root and the cap bound it. It is 1 where ``R`` is not above one: nothing
+    is known to be gained, so nothing is spent.
+
+    Args:
+        batch: ``b``, examples, above 0.
+        ratio: ``R``, of variances: its lower confidence bound, >= 0.
+        noise_scale: ``B_n``, `noise_scale`, examples, >= 0 or infinity.
+        cap: the largest factor, at least 1.
+
+    Raises:
+        UsageError: for numbers out of range.
+
+    Example:
+        >>> [round(lr_factor(64, 2.0, scale), 3) for scale in (0.0, 16.0, 64.0, float("inf"))]
+        [1.0, 1.111, 1.333, 1.414]
+    """
+    if not cap >= 1:
+        raise UsageError(f"lr_factor received cap {cap}, expected at least 1: 1 changes nothing")
+    rule = progress(ratio, noise_scale, batch) / progress(1.0, noise_scale, batch)
+    return max(1.0, min(rule, math.sqrt(ratio), cap))
+
+
+def progress(ratio: float, noise_scale: float, batch: float) -> float:
+    """What the best step achieves: ``(1 + B_n) / (1 + B_n/(b R))``, dimensionless.
+
+    By the model above it lowers the loss by ``‖μ‖⁴ / (2h (‖μ‖² + trΣ/(b R)))``. The unit is the
+    best step along **one** uniform example, so that sources of different batch sizes compare:
+    from 1 where signal dominates, however large the batch, to ``b R`` where noise does.
+
+    Args:
+        ratio: ``R``, of variances, >= 0; 1 for uniform batches. Where it is 0 the result is 0.
+        noise_scale: ``B_n``, examples, >= 0 or infinity.
+        batch: ``b``, examples, above 0.
+
+    Raises:
+        UsageError: for numbers out of range.
+
+    Example:
+        >>> progress(ratio=2.0, noise_scale=0.0, batch=64)
+        1.0
+        >>> progress(ratio=2.0, noise_scale=float("inf"), batch=64)
+        128.0
+    """
+    _check_positive("batch", batch)
+    if not (0 <= ratio < math.inf and noise_scale >= 0):
+        raise UsageError(
+            f"received ratio {ratio} and noise_scale {noise_scale}, expected a finite ratio >= 0 "
+            "of variances and examples >= 0"
+        )
+    equivalent = batch * ratio
+    if equivalent == 0 or math.isinf(noise_scale):
+        return equivalent
+    return (1 + noise_scale) / (1 + noise_scale / equivalent)
+
+
+def progress_per_second(ratio: float, noise_scale: float, batch: float, seconds: float) -> float:
+    """`progress` over the measured seconds of a whole step, loading included.
+
+    Only quotients of two sources at the same ``B_n`` mean something: above one, the first gets
+    further in the same time, **if** its step is the best for its noise. A step that is already
+    too small for its noise gains less.
+
+    Args:
+        ratio: ``R``, of variances, >= 0.
+        noise_scale: ``B_n``, examples, >= 0 or infinity.
+        batch: ``b``, examples, above 0.
+        seconds: per step, above 0.
+
+    Raises:
+        UsageError: for numbers out of range.
+
+    Example:
+        >>> def gain(scale: float) -> float:
+        ...     table = progress_per_second(2.16, scale, batch=64, seconds=2.0)
+        ...     return round(table / progress_per_second(1.0, scale, batch=64, seconds=1.0), 2)
+        >>> gain(0.0), gain(64.0), gain(float("inf"))
+        (0.5, 0.68, 1.08)
+    """
+    _check_positive("seconds", seconds)
+    return progress(ratio, noise_scale, batch) / seconds
+
+
+def _check_positive(name: str, value: float) -> None:
+    if not 0 < value < math.inf:
+        raise UsageError(f"received {name} {value}, expected a finite number above 0")
+
+
+def _signal(mean_square: float) -> float:
+    if math.isnan(mean_square):
+        raise UsageError("received mean_square nan, expected ‖μ‖²: average over finite gradients")
+    return max(0.0, mean_square)
+
+
+def _check_moments(**moments: float) -> None:
+    for name, value in moments.items():
+        if not 0 <= value < math.inf:
+            raise UsageError(
+                f"received {name} moment {value}, expected a finite number >= 0: "
+                "average over batches with finite scores"
+            )

@@ -1,0 +1,236 @@
+"""The policy to leave on: it measures what each source of examples would give, and takes the best.
+
+It starts in the user's own order. Training steps give their scores away, as far as an allowance of
+one percent of the time permits while nothing is chosen; after one pass the table's proposals are
+priced on them. Now and then a batch is looked at more closely: how long does scoring take, how much
+of the gradient is noise. Every few steps `MeasuredGate` compares progress per second.
+"""
+
+from dataclasses import asdict
+from itertools import cycle
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradsift.clock import AbstractClock
+from gradsift.gate import Decision, MeasuredGate
+from gradsift.monitors.timing import Allowance
+from gradsift.records import Plan, ScoreUpdate, Source
+from gradsift.sampling.draws import Multinomial
+from gradsift.sampling.select import select
+from gradsift.scores.gradient_loop import gradient_norms
+from gradsift.sifting.candidates import Candidates, Chooser
+from gradsift.sifting.evidence import Costs, Evidence
+from gradsift.sifting.memory import Memory
+from gradsift.sifting.policy import AbstractPolicy
+from gradsift.sifting.probes import half_gradients, trainable
+
+OBSERVING, PROBING = 0.006, 0.004
+"""Shares of the time that scores of training steps and probes may take while all is off."""
+
+WARM_UP = 16
+"""Steps before the first probe."""
+
+NORMS = 16
+"""Examples whose exact gradient norms are taken in a probe."""
+
+KEPT = 8
+"""One of so many batches of fresh scores is kept for the ratios of pools."""
+
+EVERY = 32
+"""Steps between decisions."""
+
+DWELL = 128
+"""Steps that a source stays in use at least."""
+
+
+class Auto(AbstractPolicy):
+    """Measures, decides, and says why.
+
+    Attributes:
+        memory: the table; None where ids cannot be drawn from the whole data set.
+        evidence: what was measured.
+        decision: the latest; None before enough is known for one.
+    """
+
+    learns = True
+
+    def __init__(self, chooser: Chooser, gate: MeasuredGate, memory: Memory | None) -> None:
+        super().__init__()
+        self.memory = memory
+        self.evidence = Evidence()
+        self.decision: Decision | None = None
+        self._chooser = chooser
+        self._clock: AbstractClock = chooser.setup.clock
+        self._gate = gate
+        self._observing, self._probing = Allowance(OBSERVING), Allowance(PROBING)
+        self._probes = cycle((self._probe_noise, self._probe_scoring, self._probe_norms))
+        self._deciding = Costs()
+        self._taken = self._probed = 0.0
+        self._opened_at: int | None = None
+        self._changed_at = 0
+        self._steps = self._learned = 0
+        self._batch_size = 0
+
+    @property
+    def in_use(self) -> Source:
+        """The source of the coming steps."""
+        return "off" if self.decision is None else self.decision.offer.source
+
+    def plan(self, batch_size: int) -> Plan:
+        """What the decision in force says."""
+        self._batch_size = batch_size
+        if self.decision is None or self.in_use == "off":
+            return Plan()
+        candidates = round(self.decision.offer.candidates * batch_size)
+        if self.in_use == "pool" or self.memory is None:
+            return Plan(candidates=candidates, size=batch_size)
+        before = self._clock.now()
+        draw = self.memory.draw(candidates, self._chooser.generator)
+        self.evidence.drawing.add(self._clock.now() - before)
+        return Plan(draw=draw, size=batch_size if self.in_use == "two-stage" else None)
+
+    def wants_scores(self, *, drawn: bool) -> bool:
+        """Always where they pay; within the allowance otherwise."""
+        return drawn or self._observing.allows(self._now())
+
+    def observed(self, seconds: float) -> None:
+        """Notes what the scores of the step under way have cost."""
+        self._taken = seconds
+
+    def learn(self, update: ScoreUpdate, weights: Tensor, *, drawn: bool) -> None:
+        """Prices the batch and keeps its scores."""
+        before = self._clock.now()
+        if self._learned % KEPT == 0:
+            self._keep(update, weights)
+        self._learned += 1
+        if self.memory is not None:
+            self.memory.learn(update, weights)
+        seconds = self._taken + self._clock.now() - before
+        self.evidence.observing.add(seconds)
+        if not drawn:
+            self._observing.spend(seconds)
+
+    def inspect(self, arrived: Candidates, ids: Tensor, batch_size: int) -> None:
+        """Measures something on a batch of the user's own order, where the allowance permits."""
+        del batch_size
+        plain = self.evidence.times.median("off")
+        if plain is None or self._steps < WARM_UP:
+            return
+        if self._probing.allows(self._now(), cost=plain):
+            before = self._clock.now()
+            next(self._probes)(arrived, ids)
+            self._probed = self._clock.now() - before
+            self._probing.spend(self._probed)
+
+    def timed(self, plan: Plan, seconds: float, loading: float) -> None:
+        """Keeps the seconds of a step, and decides every few steps."""
+        self._steps += 1
+        self.evidence.times.add(plan.source, max(seconds - self._probed, 0.0))
+        self.evidence.loading.add(plan.source, loading)
+        self._probed = 0.0
+        if self.memory is not None:
+            self.memory.passed(self._batch_size)
+        dwelt = self._steps - self._changed_at >= DWELL
+        if self._steps % EVERY == 0 and dwelt and not self._in_first_pass:
+            before = self._clock.now()
+            if self._probing.allows(before - self.start, cost=self._deciding.median):
+                self._decide()
+                self._deciding.add(self._clock.now() - before)
+                self._probing.spend(self._clock.now() - before)
+
+    def summary(self) -> dict[str, Any]:
+        """The decision in force."""
+        if self.decision is not None:
+            reason = self.decision.reason
+        elif self._in_first_pass:
+            reason = "the first pass is in your own order"
+        else:
+            reason = "nothing is measured yet"
+        return {
+            "state": "off" if self.in_use == "off" else "on",
+            "reason": reason,
+            "opened_at_step": self._opened_at,
+        }
+
+    def __str__(self) -> str:
+        summary = self.summary()
+        return f"{summary['state']}: {summary['reason']}"
+
+    def _keep(self, update: ScoreUpdate, weights: Tensor) -> None:
+        table = None if self.memory is None or not self.memory.complete else self.memory.table
+        if table is None:
+            self.evidence.keep(update.score, weights)
+        else:
+            of_table = 1 / (table.size * table.probabilities(update.index))
+            self.evidence.keep(update.score, weights, of_table)
+
+    def _decide(self) -> None:
+        price = None if self.memory is None else self.memory.price
+        offers = self.evidence.offers(self.in_use, self._batch_size, price)
+        if not offers:
+            return
+        first, before = self.decision is None, (self.in_use, self._candidates)
+        self.decision = self._gate.decide(
+            offers,
+            in_use=self.in_use,
+            noise_scale=self.evidence.noise_scale(self._batch_size),
+            batch_size=self._batch_size,
+        )
+        if (self.in_use, self._candidates) == before and not first:
+            return
+        if (self.in_use, self._candidates) != before:
+            self._changed_at = self._steps
+        if self._opened_at is None and self.in_use != "off":
+            self._opened_at = self._steps
+        self.news.append(
+            {
+                **self.summary(),
+                "gain": self.decision.gain,
+                "noise_scale": self.decision.noise_scale,
+                "offers": [asdict(offer) for offer in offers],
+            }
+        )
+
+    @property
+    def _in_first_pass(self) -> bool:
+        return self.memory is not None and not self.memory.complete
+
+    @property
+    def _candidates(self) -> float:
+        return 1.0 if self.decision is None else self.decision.offer.candidates
+
+    def _probe_noise(self, batch: Candidates, ids: Tensor) -> None:
+        del ids
+        halves = half_gradients(self._chooser.setup, batch)
+        if halves is not None:
+            self.evidence.noise.add(*halves, batch.count // 2)
+
+    def _probe_scoring(self, batch: Candidates, ids: Tensor) -> None:
+        before = self._clock.now()
+        self._chooser.score(batch, len(ids))
+        self.evidence.scoring.add((self._clock.now() - before) / batch.count)
+        if self.memory is not None:
+            before = self._clock.now()
+            self.memory.draw(len(ids), torch.Generator())
+            self.evidence.drawing.add(self._clock.now() - before)
+
+    def _probe_norms(self, batch: Candidates, ids: Tensor) -> None:
+        """Scores beside gradient norms, of a few examples drawn as the table would draw them."""
+        setup, memory = self._chooser.setup, self.memory
+        if memory is None or not memory.complete or not trainable(setup.model):
+            return
+        few = min(NORMS, batch.count)
+        proposal = memory.proposal.distribution
+        generator = torch.Generator().manual_seed(self._steps)
+        drawn = select(memory.table.relative(ids), proposal, Multinomial(), few, generator)
+        part = batch.take(drawn.positions)
+        scores = self._chooser.score(part, few)
+        norms = gradient_norms(
+            setup.model, setup.loss_fn, part.inputs, part.targets, forward=setup.forward
+        )
+        self.evidence.calibration.add(scores, norms, drawn.weights)
+
+    def _now(self) -> float:
+        return self._clock.now() - self.start

@@ -1,0 +1,196 @@
+"""What was measured about each source of examples, turned into the offers that a gate compares."""
+
+import math
+from collections import deque
+from collections.abc import Callable
+from statistics import median, stdev
+
+import torch
+from torch import Tensor
+
+from gradsift.gate import Offer
+from gradsift.monitors.averages import Estimate
+from gradsift.monitors.calibration import Calibration, Noise
+from gradsift.monitors.timing import StepTimes
+from gradsift.monitors.variance import pool_ratio_capped
+from gradsift.records import Source
+from gradsift.sampling.positions import stratified_positions
+from gradsift.sampling.two_stage import two_stage_ratio_capped
+
+RATIOS = (1.5, 2.0, 3.0, 5.0)
+"""Candidates per trained example, of the pools that are considered."""
+
+SAMPLE = 16
+"""Batches of fresh scores that a pool's ratio is solved on."""
+
+PARTS = 4
+"""Parts of that sample whose spread says how sure the ratio is."""
+
+PAIRS = 8
+"""Pairs of gradients before the noise scale is believed."""
+
+PRIOR = 0.25
+"""How far a calibration factor is expected from one, before it is measured."""
+
+
+class Costs:
+    """Seconds of a piece of work, as the median of the latest times that it was done.
+
+    Example:
+        >>> costs = Costs()
+        >>> costs.known, costs.median
+        (False, 0.0)
+        >>> for seconds in (9.0, 1.0, 2.0):
+        ...     costs.add(seconds)
+        >>> costs.median
+        2.0
+    """
+
+    def __init__(self) -> None:
+        self._latest: deque[float] = deque(maxlen=31)
+
+    def add(self, seconds: float) -> None:
+        """Notes one more time."""
+        self._latest.append(seconds)
+
+    @property
+    def known(self) -> bool:
+        """Whether it was done at all."""
+        return bool(self._latest)
+
+    @property
+    def median(self) -> float:
+        """In seconds; zero before the first time."""
+        return median(self._latest) if self._latest else 0.0
+
+
+class Evidence:
+    """Seconds, noise and fresh scores so far.
+
+    Attributes:
+        times: seconds of whole steps, by source.
+        loading: of these, of fetching, by source.
+        observing: seconds to take and keep the scores of one training step.
+        drawing: seconds to draw one batch from the table.
+        scoring: seconds to score one example in an extra forward pass.
+        noise: of the gradient, against its signal.
+        calibration: from scores to gradient norms.
+    """
+
+    def __init__(self) -> None:
+        self.times = StepTimes()
+        self.loading = StepTimes()
+        self.observing = Costs()
+        self.drawing = Costs()
+        self.scoring = Costs()
+        self.noise = Noise()
+        self.calibration = Calibration()
+        self._fresh: deque[Tensor] = deque(maxlen=SAMPLE)
+
+    def keep(self, scores: Tensor, weights: Tensor, table_weights: Tensor | None = None) -> None:
+        """Takes the fresh scores of a trained batch.
+
+        Args:
+            scores: one per example.
+            weights: those it was drawn with.
+            table_weights: those that the table would have given it; None without a table.
+        """
+        of_table = weights if table_weights is None else table_weights
+        self._fresh.append(torch.stack([scores.double(), weights.double(), of_table.double()]))
+
+    def noise_scale(self, batch_size: int) -> float:
+        """B_n in examples.
+
+        One batch where too few gradients were looked at: half of a step is noise then.
+        """
+        if self.noise.pairs < PAIRS:
+            return float(batch_size)
+        return self.noise.scale.value
+
+    def offers(self, in_use: Source, batch_size: int, price: Estimate | None) -> list[Offer]:
+        """Every source that enough is known about; empty before a plain step was timed.
+
+        Args:
+            in_use: the source of the steps so far.
+            batch_size: b.
+            price: the table's ratio of second moments of scores; None while it is not known.
+        """
+        plain = self._plain_seconds(in_use)
+        if not plain:
+            return []
+        offers = [Offer("off", plain)]
+        if price is not None:
+            factor = shrunk(self.calibration.factor)
+            seconds = plain + self._table_work()
+            lower = max(factor * price.lower, 0.0)
+            offers.append(Offer("table", seconds, factor * price.value, lower))
+        if self.scoring.known and self._fresh:
+            offers.extend(self._scored(offers, batch_size))
+        return offers
+
+    def _plain_seconds(self, in_use: Source) -> float | None:
+        """Of a step in the user's own order: as measured, or what the table's own work leaves.
+
+        Machines change over hours, so the present step less its extra work is a better
+        measurement than a plain step of long ago.
+        """
+        if in_use == "table" and (now := self.times.median("table")) is not None:
+            return max(now - self._table_work(), 0.0)
+        return self.times.median("off")
+
+    def _table_work(self) -> float:
+        """Seconds that a step out of the table takes beyond a plain one."""
+        table, plain = (self.loading.median(source) for source in ("table", "off"))
+        slower = 0.0 if table is None or plain is None else table - plain
+        return self.observing.median + max(slower, self.drawing.median)
+
+    def _scored(self, offers: list[Offer], batch_size: int) -> list[Offer]:
+        """Pools, and pools of candidates out of the table."""
+        plain, tables = offers[0], offers[1:]
+        scores, drawn, of_table = torch.cat(list(self._fresh), dim=1)
+        population = scores[_resampled(drawn)]
+        found = []
+        for candidates in RATIOS:
+            loading = (candidates - 1) * (self.loading.median("off") or 0.0)
+            extra = candidates * batch_size * self.scoring.median + loading
+            value, lower = _with_lower(pool_ratio_capped, (population,), candidates)
+            found.append(Offer("pool", plain.seconds + extra, value, lower, candidates))
+            for table in tables:
+                places = _resampled(drawn / of_table)
+                sample = scores[places], of_table[places]
+                value, lower = _with_lower(two_stage_ratio_capped, sample, candidates)
+                seconds = table.seconds + extra
+                found.append(Offer("two-stage", seconds, value, lower, candidates))
+        return found
+
+
+def _resampled(importance: Tensor) -> Tensor:
+    """Positions in proportion to importance, as evenly as can be: nothing here is random."""
+    middle = torch.full((len(importance),), 0.5, dtype=torch.float64)
+    return stratified_positions(importance / importance.sum(), middle)
+
+
+def shrunk(factor: Estimate) -> float:
+    """A factor as far as it is known: between 1 and its estimate, weighted by precision.
+
+    Example:
+        >>> shrunk(Estimate(0.5, math.inf)), round(shrunk(Estimate(0.5, 0.25)), 3)
+        (1.0, 0.75)
+    """
+    if not math.isfinite(factor.standard_error):
+        return 1.0
+    trust = PRIOR**2 / (PRIOR**2 + factor.standard_error**2)
+    return 1.0 + trust * (factor.value - 1.0)
+
+
+def _with_lower(
+    ratio_of: Callable[..., float], sample: tuple[Tensor, ...], candidates: float
+) -> tuple[float, float]:
+    """A ratio of a sample, and the lower end of its interval by the spread over parts of it."""
+    value = ratio_of(*sample, candidates)
+    if len(sample[0]) < PARTS**2:
+        return value, 1.0
+    parts = [
+        ratio_of(*(values[start::PARTS] for values in sample), candidates) for start in range(PARTS)
+    ]
+    return value, value - 2 * stdev(parts) / PARTS**0.5

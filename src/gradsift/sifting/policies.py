@@ -1,0 +1,38 @@
+"""From a recipe and a loader to the policy that decides."""
+
+from gradsift.data.sources import AbstractSource
+from gradsift.errors import UsageError
+from gradsift.gate import MeasuredGate
+from gradsift.sifting.auto import Auto
+from gradsift.sifting.candidates import Chooser
+from gradsift.sifting.memory import Memory
+from gradsift.sifting.policy import AbstractPolicy, AlwaysPool, SwitchedPool, Unscored
+from gradsift.sifting.setup import Setup
+from gradsift.sifting.tabled import Tabled
+
+
+def choose_policy(setup: Setup, source: AbstractSource, chooser: Chooser) -> AbstractPolicy:
+    """The policy of a recipe.
+
+    Raises:
+        UsageError: when the recipe draws ids and the loader has none, or an order of its own.
+    """
+    recipe, gate = setup.recipe, setup.recipe.gate
+    if recipe.source in ("iid", "table") and not source.plain_order:
+        raise UsageError(
+            f"recipe {recipe.name!r} draws ids from the whole data set, but this loader has no "
+            "ids or an order of its own, which defines another objective: use a map-style "
+            "DataLoader with shuffle=True, or another recipe"
+        )
+    if not recipe.scored:
+        return Unscored(recipe, source, chooser.generator)
+    if recipe.source == "table":
+        return Tabled(_memory(setup, source, adapts=False), chooser.generator)
+    if isinstance(gate, MeasuredGate):
+        memory = _memory(setup, source, adapts=True) if source.plain_order else None
+        return Auto(chooser, gate, memory)
+    return AlwaysPool(recipe) if gate is None else SwitchedPool(recipe, gate, chooser)
+
+
+def _memory(setup: Setup, source: AbstractSource, *, adapts: bool) -> Memory:
+    return Memory(setup.recipe, source.examples or 0, setup.seed, adapts=adapts)

@@ -1,0 +1,178 @@
+"""Who decides what a step takes, from what earlier steps told, and what it says about that.
+
+A policy never sees the batch that it decides on. The loop asks it for a plan when the ids of a step
+are needed, shows it the fresh scores of every pool, and hands it the scores that training steps
+give away for nothing, one step late.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradsift.data.sources import AbstractSource
+from gradsift.gate import AbstractGate, GateState
+from gradsift.recipes.recipe import Recipe
+from gradsift.records import Draw, Plan, ScoreUpdate
+from gradsift.sampling.quarantine import neutralise
+from gradsift.scores.base import AbstractOutputScore
+from gradsift.sifting.candidates import Candidates, Chooser
+
+
+class AbstractPolicy(ABC):
+    """Decides what each step takes.
+
+    Attributes:
+        start: when the first iteration began.
+        news: decisions that were not written down yet, each as the values of a line of the log.
+        learns: whether scores of training steps are ever wanted.
+    """
+
+    learns: bool = False
+
+    def __init__(self) -> None:
+        self.news: list[dict[str, Any]] = []
+        self.start = 0.0
+
+    def begin(self, now: float) -> None:
+        """The first iteration begins, at this moment of the clock."""
+        self.start = now
+
+    @property
+    def tau(self) -> float | None:
+        """The moving average of τ that decides, or None where none does."""
+        return None
+
+    @abstractmethod
+    def plan(self, batch_size: int) -> Plan:
+        """What the next step takes."""
+
+    @abstractmethod
+    def __str__(self) -> str:
+        """Whether examples are chosen by score, and why, in one line."""
+
+    def wants_scores(self, *, drawn: bool) -> bool:
+        """Whether the step under way shall give its scores away."""
+        del drawn
+        return False
+
+    def learn(self, update: ScoreUpdate, weights: Tensor, *, drawn: bool) -> None:
+        """Takes the scores of a trained batch, and the weights it was trained with."""
+        del update, weights, drawn
+
+    def inspect(self, arrived: Candidates, ids: Tensor, batch_size: int) -> Tensor | None:
+        """Looks at a batch that will be trained on as it came; returns its scores where it did."""
+        del arrived, ids, batch_size
+
+    def see(self, scores: Tensor, step: int) -> None:
+        """Takes the fresh scores of a pool."""
+        del scores, step
+
+    def observed(self, seconds: float) -> None:
+        """Learns what the scores of a training step have cost."""
+        del seconds
+
+    def timed(self, plan: Plan, seconds: float, loading: float) -> None:
+        """Learns how long a whole step took, and its loading."""
+        del plan, seconds, loading
+
+    def summary(self) -> dict[str, Any] | None:
+        """``state``, ``reason`` and ``opened_at_step``; None where nothing is switched."""
+        return None
+
+
+class Unscored(AbstractPolicy):
+    """The user's own order, or independent uniform ids: no score is asked for."""
+
+    def __init__(self, recipe: Recipe, source: AbstractSource, generator: torch.Generator) -> None:
+        super().__init__()
+        self._recipe = recipe
+        self._examples = source.examples or 0
+        self._generator = generator
+
+    def plan(self, batch_size: int) -> Plan:
+        """The next batch as it comes, or ids of its own."""
+        if self._recipe.source == "loader":
+            return Plan()
+        ids = torch.randint(self._examples, (batch_size,), generator=self._generator)
+        return Plan(draw=Draw(ids, torch.ones(batch_size, dtype=torch.float64), batch_size))
+
+    def __str__(self) -> str:
+        return f"off: recipe {self._recipe.name!r} chooses no example by score"
+
+
+class AlwaysPool(AbstractPolicy):
+    """A scored pool at every step."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__()
+        self._recipe = recipe
+
+    def plan(self, batch_size: int) -> Plan:
+        """``r·b`` candidates for b examples."""
+        return Plan(candidates=round(self._recipe.ratio * batch_size), size=batch_size)
+
+    def __str__(self) -> str:
+        ratio = self._recipe.ratio
+        return f"on: recipe {self._recipe.name!r} draws one of {ratio:g} candidates, always"
+
+
+class SwitchedPool(AbstractPolicy):
+    """A pool while a published gate is open."""
+
+    learns = True
+
+    def __init__(self, recipe: Recipe, gate: AbstractGate, chooser: Chooser) -> None:
+        super().__init__()
+        self.state = GateState()
+        self._recipe = recipe
+        self._gate = gate
+        self._chooser = chooser
+        self._free = isinstance(recipe.score, AbstractOutputScore)
+
+    @property
+    def tau(self) -> float:
+        """The gate's moving average."""
+        return self.state.tau
+
+    def plan(self, batch_size: int) -> Plan:
+        """A pool where the gate is open."""
+        if not self.state.open:
+            return Plan()
+        return self._gate.plan(self.state, batch_size, self._recipe.ratio)
+
+    def wants_scores(self, *, drawn: bool) -> bool:
+        """Of uniform steps; while the gate is open pools tell more."""
+        return self._free and not drawn
+
+    def learn(self, update: ScoreUpdate, weights: Tensor, *, drawn: bool) -> None:
+        """As from a pool, but for nothing."""
+        del weights
+        if not drawn:
+            self.see(update.score, update.version)
+
+    def inspect(self, arrived: Candidates, ids: Tensor, batch_size: int) -> Tensor | None:
+        """Scores the batch where its training step cannot."""
+        del ids
+        return None if self._free else self._chooser.score(arrived, batch_size)
+
+    def see(self, scores: Tensor, step: int) -> None:
+        """Lets the gate decide anew."""
+        before = self.state
+        values = neutralise(scores).values
+        self.state = self._gate.observe(before, values, step, self._recipe.ratio)
+        if before.observed == 0 or before.open != self.state.open:
+            self.news.append({"tau": self.state.tau, **self.summary()})
+
+    def summary(self) -> dict[str, Any]:
+        """The gate's state and its reason."""
+        return {
+            "state": "on" if self.state.open else "off",
+            "reason": self._gate.reason(self.state, self._recipe.ratio),
+            "opened_at_step": self.state.opened_at_step,
+        }
+
+    def __str__(self) -> str:
+        summary = self.summary()
+        return f"{summary['state']}: {summary['reason']}"

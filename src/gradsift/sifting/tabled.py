@@ -1,0 +1,69 @@
+"""A fixed mixture out of the score table, after one pass in the user's own order."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradsift.records import Plan, ScoreUpdate
+from gradsift.sifting.memory import Memory
+from gradsift.sifting.policy import AbstractPolicy
+
+
+class Tabled(AbstractPolicy):
+    """Draws from the table at every step once each example could have been scored.
+
+    Attributes:
+        memory: the table.
+    """
+
+    learns = True
+
+    def __init__(self, memory: Memory, generator: torch.Generator) -> None:
+        super().__init__()
+        self.memory = memory
+        self._generator = generator
+        self._batch_size = 0
+        self._steps = 0
+        self._opened_at: int | None = None
+
+    def plan(self, batch_size: int) -> Plan:
+        """The first pass as it comes, then ids drawn from the whole data set."""
+        self._batch_size = batch_size
+        if not self.memory.complete:
+            return Plan()
+        if self._opened_at is None:
+            self._opened_at = self._steps + 1
+        return Plan(draw=self.memory.draw(batch_size, self._generator))
+
+    def wants_scores(self, *, drawn: bool) -> bool:
+        """Always: they are the table."""
+        del drawn
+        return True
+
+    def learn(self, update: ScoreUpdate, weights: Tensor, *, drawn: bool) -> None:
+        """Keeps the scores."""
+        del drawn
+        self.memory.learn(update, weights)
+
+    def timed(self, plan: Plan, seconds: float, loading: float) -> None:
+        """Counts the first pass."""
+        del plan, seconds, loading
+        self._steps += 1
+        self.memory.passed(self._batch_size)
+
+    def summary(self) -> dict[str, Any]:
+        """On since the first draw, and what the draws were measured to give."""
+        found = self.memory.prices.drawn
+        reason = (
+            f"draws from the table, with a variance ratio of {found.value:.2f} ± "
+            f"{2 * found.standard_error:.2f}"
+            if self._opened_at is not None
+            else "the first pass in your own order fills the table"
+        )
+        state = "off" if self._opened_at is None else "on"
+        return {"state": state, "reason": reason, "opened_at_step": self._opened_at}
+
+    def __str__(self) -> str:
+        summary = self.summary()
+        return f"{summary['state']}: {summary['reason']}"
