@@ -95,7 +95,7 @@ def in_full_precision(tree: Any) -> Any:
             return leaf.float()
         return leaf
 
-    return per_leaf(tree, convert)
+    return convert(tree) if isinstance(tree, Tensor) else per_leaf(tree, convert)
 
 
 def losses_of(loss_fn: LossFunction, outputs: Any, targets: Any) -> Float[Tensor, " batch"]:

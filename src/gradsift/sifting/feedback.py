@@ -5,6 +5,7 @@ it; the rest is only looked at.
 """
 
 import logging
+import math
 from typing import Any
 
 from torch import Tensor
@@ -85,6 +86,9 @@ class Feedback:
 
     def look(self, scores: Tensor) -> None:
         """Looks at fresh scores: what is not finite is counted."""
+        self.scores = scores
+        if math.isfinite(float(scores.sum())):
+            return
         quarantined = neutralise(scores).quarantined
         if quarantined and not self._counts.quarantined:
             self.notice(
@@ -92,7 +96,6 @@ class Feedback:
                 "the root mean square of the others"
             )
         self._counts.quarantined += quarantined
-        self.scores = scores
 
     def see(self, scores: Tensor) -> None:
         """Looks at the fresh scores of a pool, and lets the policy learn from them."""
