@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from gradsift.scores import Loss, OutputGradient, score_examples
-from gradsift.scores.untouched import Mode, _random_states, untouched
+from gradsift.scores.untouched import Mode, random_states, untouched
 
 LOSS = nn.CrossEntropyLoss(reduction="none")
 MODES: list[Mode] = ["eval", "train"]
@@ -210,7 +210,7 @@ def test_scoring_between_forward_and_backward_is_harmless() -> None:
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_pythons_random_state(fails: bool) -> None:
-    unchecked = contextmanager(inspect.unwrap(_random_states))
+    unchecked = contextmanager(inspect.unwrap(random_states))
     state = random.getstate()
     with suppress(ZeroDivisionError), unchecked([]):
         random.random()
@@ -219,7 +219,7 @@ def test_pythons_random_state(fails: bool) -> None:
     assert random.getstate() == state
 
 
-def test_anything_that_is_no_module_keeps_random_states_only() -> None:
+def test_anything_that_is_no_module_keepsrandom_states_only() -> None:
     state = torch.get_rng_state()
     with untouched(lambda x: x, "train"):
         torch.rand(3)

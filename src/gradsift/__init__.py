@@ -9,6 +9,8 @@ from gradsift.errors import TrainingError as TrainingError
 from gradsift.errors import UsageError as UsageError
 from gradsift.loader import SiftedLoader as SiftedLoader
 from gradsift.loader import sift as sift
+from gradsift.prospect import Prospects as Prospects
+from gradsift.prospect import probe as probe
 from gradsift.recipes import Recipe as Recipe
 from gradsift.recipes import recipes as recipes
 from gradsift.records import Draw as Draw
@@ -16,5 +18,6 @@ from gradsift.records import WeightedBatch as WeightedBatch
 from gradsift.sampling import corrections as corrections
 from gradsift.sampling import distributions as distributions
 from gradsift.sampling import draws as draws
+from gradsift.sampling.table import ScoreTable as ScoreTable
 
 __version__ = _version("gradsift")

@@ -2,7 +2,7 @@
 
 import weakref
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -12,10 +12,11 @@ from gradsift.errors import UsageError
 from gradsift.monitors.log import AbstractLog, JsonLines, NullLog
 from gradsift.recipes import recipes
 from gradsift.recipes.recipe import Recipe
-from gradsift.records import LossFunction
+from gradsift.records import LossFunction, Spend
 from gradsift.scores.base import Forward, call_model
 from gradsift.sifting.loop import SiftedLoader as SiftedLoader
 from gradsift.sifting.setup import Setup
+from gradsift.sifting.spending import check_spend
 
 _alive: "weakref.WeakValueDictionary[int, SiftedLoader]" = weakref.WeakValueDictionary()
 
@@ -30,7 +31,7 @@ def sift(
     forward: Forward | None = None,
     device: torch.device | str | None = None,
     engine: None = None,
-    spend: Literal["noise"] = "noise",
+    spend: Spend = "noise",
     seed: int = 0,
     rank: int | None = None,
     world_size: int | None = None,
@@ -53,7 +54,12 @@ def sift(
         forward: ``model(**mapping)``, ``model(*tuple)`` or ``model(x)`` by default.
         device: where batches go; by default the device of the model at the first iteration.
         engine: where scores are searched for beside the training step; None: nowhere.
-        spend: what lower variance is spent on; "noise": on less noise in each step.
+        spend: what lower variance is spent on: "noise", less of it in each step; "batch", a
+            smaller batch of equal noise, in eighths of the loader's own, as far as steps get
+            faster; "lr", a larger step: multiply your learning rate by ``train.lr_factor``. Both
+            need ``recipe="auto"``, and act while the score table is in use. With smaller batches
+            more steps pass per example, for schedules, weight decay and momentum. An adaptive
+            optimiser takes larger steps by itself when noise falls.
         seed: of the draws. Global random state is neither read nor seeded.
         rank: of this process among data-parallel ones, which draw independently; by default
             that of `torch.distributed` at the first iteration.
@@ -82,7 +88,8 @@ def sift(
         >>> print(train)
         on: recipe 'pool' draws one of 3 candidates, always
     """
-    _check(model, loss_fn, engine, spend)
+    assembled = recipe if isinstance(recipe, Recipe) else recipes[recipe]
+    _check(model, loss_fn, engine)
     _check_ranks(rank, world_size)
     if (first := _description_of_living(loader)) is not None:
         raise UsageError(
@@ -95,10 +102,11 @@ def sift(
         Setup(
             model=model,
             loss_fn=loss_fn,
-            recipe=recipe if isinstance(recipe, Recipe) else recipes[recipe],
+            recipe=assembled,
             split=split or split_batch,
             forward=forward or call_model,
             device=None if device is None else torch.device(device),
+            spend=check_spend(spend, assembled),
             seed=seed,
             rank=rank,
             clock=clock or WallClock(),
@@ -115,14 +123,12 @@ def _description_of_living(loader: Any) -> str | None:
     return None if first is None else str(first)
 
 
-def _check(model: Any, loss_fn: Any, engine: Any, spend: Any) -> None:
+def _check(model: Any, loss_fn: Any, engine: Any) -> None:
     for name, value in (("model", model), ("loss_fn", loss_fn)):
         if not callable(value):
             raise UsageError(f"{name} is a {type(value).__name__}, expected a callable")
     if engine is not None:
         raise UsageError(f"engine {engine!r} received, expected None: no engine is built in yet")
-    if spend != "noise":
-        raise UsageError(f"spend {spend!r} received, expected 'noise'")
 
 
 def _check_ranks(rank: int | None, world_size: int | None) -> None:

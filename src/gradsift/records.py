@@ -19,6 +19,9 @@ from gradsift.nested import move
 Source = Literal["off", "table", "pool", "two-stage"]
 """Where the examples of a step come from; "off" is the user's own order."""
 
+Spend = Literal["noise", "batch", "lr"]
+"""What lower variance is spent on: less noise per step, a smaller batch, or a larger step."""
+
 LossFunction = Callable[[Any, Any], Tensor]
 """``loss_fn(outputs, targets)``: one loss per example."""
 

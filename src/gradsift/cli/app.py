@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from gradsift.cli.compare import compare_command
+from gradsift.cli.probe import probe_command
 from gradsift.cli.train import COMMAND_LINE, train
 from gradsift.errors import UsageError
 from gradsift.report import versions
@@ -22,6 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("train")(train)
+app.command("probe")(probe_command)
 app.command("compare", context_settings={"ignore_unknown_options": True})(compare_command)
 
 

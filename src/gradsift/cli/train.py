@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from gradsift.budget import parse_budget
+from gradsift.cli.flags import BatchSize, ClockName, Device, Lr, Model, Norm, OptimizerName, Seed
 from gradsift.cli.reading import Context, Data, Drop, Label, Missing, Task, Unit
 from gradsift.cli.table import table
 from gradsift.cli.watch import Bar, Lines
@@ -17,14 +18,12 @@ from gradsift.clock import AbstractClock, VirtualClock
 from gradsift.data.named import ReadOptions, load_problem
 from gradsift.data.problem import Problem
 from gradsift.errors import UsageError
-from gradsift.models import FAMILIES
 from gradsift.recipes import recipes
 from gradsift.report.page import FILE, write_page
 from gradsift.report.runs import read_run
 from gradsift.schedule import SCHEDULES
 from gradsift.trainer import Outcome, Settings, run
 from gradsift.trainer.run import require_free
-from gradsift.trainer.settings import OPTIMIZERS
 
 RUNS = Path("runs")
 
@@ -40,31 +39,28 @@ def train(
     task: Task = None,
     unit: Unit = "characters",
     context: Context = 20,
-    model: Annotated[str, typer.Option(help=f"One of {', '.join(FAMILIES)}.")] = "mlp",
+    model: Model = "mlp",
     recipe: Annotated[str, typer.Option(help=f"One of {', '.join(recipes)}.")] = "auto",
-    batch_size: Annotated[int, typer.Option(help="Examples per step.")] = 64,
+    batch_size: BatchSize = 64,
     pool_ratio: Annotated[
         float | None, typer.Option(help="Candidates per trained example.", show_default="recipe's")
     ] = None,
-    lr: Annotated[
-        float | None, typer.Option(help="Learning rate.", show_default="0.05 (sgd), 0.001 (adam)")
-    ] = None,
+    lr: Lr = None,
     schedule: Annotated[
         str, typer.Option(help=f"Of the learning rate, over the budget: {', '.join(SCHEDULES)}.")
     ] = "cosine",
-    optimizer: Annotated[str, typer.Option(help=f"One of {', '.join(OPTIMIZERS)}.")] = "sgd",
-    norm: Annotated[
-        str | None, typer.Option(help="group or batch, for wrn.", show_default="group")
-    ] = None,
+    optimizer: OptimizerName = "sgd",
+    norm: Norm = None,
+    spend: Annotated[
+        str, typer.Option(help="What lower variance is spent on: noise, batch or lr.")
+    ] = "noise",
     budget: Annotated[str, typer.Option(help="Such as 60s, 10ep or 2000steps.")] = "10s",
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
-    device: Annotated[str, typer.Option(help="Such as cpu or cuda:0.")] = "cpu",
+    seed: Seed = 0,
+    device: Device = "cpu",
     out: Annotated[
         Path | None, typer.Option(help="Folder for the results.", show_default="runs/train-N")
     ] = None,
-    clock: Annotated[
-        str, typer.Option(help="wall, or virtual: a fixed cost per example.")
-    ] = "wall",
+    clock: ClockName = "wall",
 ) -> int:
     """Train a model on a data set, and write a summary, measurements and a report."""
     settings = Settings(
@@ -77,6 +73,7 @@ def train(
         schedule=schedule,
         optimizer=optimizer,
         norm=norm,
+        spend=spend,
         seed=seed,
         device=device,
     )

@@ -69,9 +69,10 @@ class MeasuredGate:
     Args:
         margin: the hysteresis, as a share of the gain.
         tolerance: how much longer than a plain step another may take, as a share.
+        allowance: share of all time that finding out may take while nothing is chosen by score.
 
     Raises:
-        UsageError: for a negative margin or tolerance.
+        UsageError: for a negative share.
 
     Reference:
         The criterion of the gain is that of an optimal step under noise: McCandlish, Kaplan,
@@ -89,10 +90,11 @@ class MeasuredGate:
 
     margin: float = 0.02
     tolerance: float = 0.05
+    allowance: float = 0.01
 
     def __post_init__(self) -> None:
-        for name, share in (("margin", self.margin), ("tolerance", self.tolerance)):
-            if not share >= 0:
+        for name in ("margin", "tolerance", "allowance"):
+            if not (share := getattr(self, name)) >= 0:
                 raise UsageError(f"{name} {share} received, expected a share of at least 0")
 
     def decide(

@@ -53,7 +53,7 @@ def untouched(model: Any, mode: Mode = "eval") -> Iterator[None]:
             for parameter in module._parameters.values()
             if parameter is not None
         ]
-        stack.enter_context(_random_states(_cuda_devices(parameters)))
+        stack.enter_context(random_states(_cuda_devices(parameters)))
         stack.enter_context(_flags(modules))
         stack.enter_context(_buffers(modules))
         stack.enter_context(_gradients(parameters))
@@ -68,7 +68,8 @@ def _cuda_devices(parameters: list[nn.Parameter]) -> list[int]:
 
 
 @contextmanager
-def _random_states(cuda_devices: list[int]) -> Iterator[None]:
+def random_states(cuda_devices: list[int]) -> Iterator[None]:
+    """Restores the random states of Python, NumPy, PyTorch and some CUDA devices after a block."""
     python, numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=cuda_devices):

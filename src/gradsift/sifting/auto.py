@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gradsift.clock import AbstractClock
-from gradsift.gate import Decision, MeasuredGate
+from gradsift.gate import Decision, MeasuredGate, Offer
 from gradsift.monitors.timing import Allowance
 from gradsift.records import Plan, ScoreUpdate, Source
 from gradsift.sampling.draws import Multinomial
@@ -25,9 +25,13 @@ from gradsift.sifting.evidence import Costs, Evidence
 from gradsift.sifting.memory import Memory
 from gradsift.sifting.policy import AbstractPolicy
 from gradsift.sifting.probes import half_gradients, trainable
+from gradsift.sifting.spending import Spending
 
-OBSERVING, PROBING = 0.006, 0.004
-"""Shares of the time that scores of training steps and probes may take while all is off."""
+OBSERVING = 0.6
+"""Share of the gate's allowance that scores of training steps may take; probes have the rest."""
+
+TRIAL = 0.02
+"""Share that scores of training steps may take until the table was judged once."""
 
 WARM_UP = 16
 """Steps before the first probe."""
@@ -52,6 +56,7 @@ class Auto(AbstractPolicy):
         memory: the table; None where ids cannot be drawn from the whole data set.
         evidence: what was measured.
         decision: the latest; None before enough is known for one.
+        batch_size: b, as last asked for.
     """
 
     learns = True
@@ -64,14 +69,17 @@ class Auto(AbstractPolicy):
         self._chooser = chooser
         self._clock: AbstractClock = chooser.setup.clock
         self._gate = gate
-        self._observing, self._probing = Allowance(OBSERVING), Allowance(PROBING)
+        self._trial = Allowance(max(TRIAL, gate.allowance))
+        self._observing = Allowance(OBSERVING * gate.allowance)
+        self._probing = Allowance((1 - OBSERVING) * gate.allowance)
         self._probes = cycle((self._probe_noise, self._probe_scoring, self._probe_norms))
         self._deciding = Costs()
+        self._spending = Spending(chooser.setup.spend)
         self._taken = self._probed = 0.0
         self._opened_at: int | None = None
         self._changed_at = 0
         self._steps = self._learned = 0
-        self._batch_size = 0
+        self.batch_size = 0
 
     @property
     def in_use(self) -> Source:
@@ -80,20 +88,23 @@ class Auto(AbstractPolicy):
 
     def plan(self, batch_size: int) -> Plan:
         """What the decision in force says."""
-        self._batch_size = batch_size
+        self.batch_size = batch_size
         if self.decision is None or self.in_use == "off":
             return Plan()
         candidates = round(self.decision.offer.candidates * batch_size)
         if self.in_use == "pool" or self.memory is None:
             return Plan(candidates=candidates, size=batch_size)
         before = self._clock.now()
-        draw = self.memory.draw(candidates, self._chooser.generator)
+        two_stage = self.in_use == "two-stage"
+        size = candidates if two_stage else self._spending.size(batch_size)
+        draw = self.memory.draw(size, self._chooser.generator)
         self.evidence.drawing.add(self._clock.now() - before)
-        return Plan(draw=draw, size=batch_size if self.in_use == "two-stage" else None)
+        return Plan(draw=draw, size=batch_size if two_stage else None)
 
     def wants_scores(self, *, drawn: bool) -> bool:
         """Always where they pay; within the allowance otherwise."""
-        return drawn or self._observing.allows(self._now())
+        allowance = self._observing if self._judged else self._trial
+        return drawn or allowance.allows(self._now())
 
     def observed(self, seconds: float) -> None:
         """Notes what the scores of the step under way have cost."""
@@ -106,11 +117,12 @@ class Auto(AbstractPolicy):
             self._keep(update, weights)
         self._learned += 1
         if self.memory is not None:
-            self.memory.learn(update, weights)
+            self.memory.learn(update, weights, drawn=drawn)
         seconds = self._taken + self._clock.now() - before
         self.evidence.observing.add(seconds)
         if not drawn:
             self._observing.spend(seconds)
+            self._trial.spend(seconds)
 
     def inspect(self, arrived: Candidates, ids: Tensor, batch_size: int) -> None:
         """Measures something on a batch of the user's own order, where the allowance permits."""
@@ -130,8 +142,10 @@ class Auto(AbstractPolicy):
         self.evidence.times.add(plan.source, max(seconds - self._probed, 0.0))
         self.evidence.loading.add(plan.source, loading)
         self._probed = 0.0
+        trained = self.batch_size if plan.draw is None else plan.size or plan.draw.size
+        self._spending.timed(trained, seconds)
         if self.memory is not None:
-            self.memory.passed(self._batch_size)
+            self.memory.passed(trained)
         dwelt = self._steps - self._changed_at >= DWELL
         if self._steps % EVERY == 0 and dwelt and not self._in_first_pass:
             before = self._clock.now()
@@ -139,6 +153,11 @@ class Auto(AbstractPolicy):
                 self._decide()
                 self._deciding.add(self._clock.now() - before)
                 self._probing.spend(self._clock.now() - before)
+
+    def offers(self) -> list[Offer]:
+        """What is known about each source now; empty before a plain step was timed."""
+        price = None if self.memory is None else self.memory.price
+        return self.evidence.offers(self.in_use, self.batch_size, price)
 
     def summary(self) -> dict[str, Any]:
         """The decision in force."""
@@ -167,20 +186,21 @@ class Auto(AbstractPolicy):
             self.evidence.keep(update.score, weights, of_table)
 
     def _decide(self) -> None:
-        price = None if self.memory is None else self.memory.price
-        offers = self.evidence.offers(self.in_use, self._batch_size, price)
+        offers = self.offers()
         if not offers:
             return
-        first, before = self.decision is None, (self.in_use, self._candidates)
+        first, before = self.decision is None, self._in_force
         self.decision = self._gate.decide(
             offers,
             in_use=self.in_use,
-            noise_scale=self.evidence.noise_scale(self._batch_size),
-            batch_size=self._batch_size,
+            noise_scale=self.evidence.noise_scale(self.batch_size),
+            batch_size=self.batch_size,
         )
-        if (self.in_use, self._candidates) == before and not first:
+        self._spending.decide(self.decision, self.batch_size)
+        self.lr_factor = self._spending.lr_factor
+        if self._in_force == before and not first:
             return
-        if (self.in_use, self._candidates) != before:
+        if self._in_force != before:
             self._changed_at = self._steps
         if self._opened_at is None and self.in_use != "off":
             self._opened_at = self._steps
@@ -189,17 +209,24 @@ class Auto(AbstractPolicy):
                 **self.summary(),
                 "gain": self.decision.gain,
                 "noise_scale": self.decision.noise_scale,
+                "batch_size": self._spending.size(self.batch_size),
+                "lr_factor": self.lr_factor,
                 "offers": [asdict(offer) for offer in offers],
             }
         )
+
+    @property
+    def _judged(self) -> bool:
+        return self.memory is None or self.memory.price is not None
 
     @property
     def _in_first_pass(self) -> bool:
         return self.memory is not None and not self.memory.complete
 
     @property
-    def _candidates(self) -> float:
-        return 1.0 if self.decision is None else self.decision.offer.candidates
+    def _in_force(self) -> tuple[Source, float, int]:
+        candidates = 1.0 if self.decision is None else self.decision.offer.candidates
+        return self.in_use, candidates, self._spending.size(self.batch_size)
 
     def _probe_noise(self, batch: Candidates, ids: Tensor) -> None:
         del ids

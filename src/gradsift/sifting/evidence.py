@@ -11,6 +11,7 @@ from torch import Tensor
 from gradsift.gate import Offer
 from gradsift.monitors.averages import Estimate
 from gradsift.monitors.calibration import Calibration, Noise
+from gradsift.monitors.moments import tau
 from gradsift.monitors.timing import StepTimes
 from gradsift.monitors.variance import pool_ratio_capped
 from gradsift.records import Source
@@ -98,6 +99,11 @@ class Evidence:
         of_table = weights if table_weights is None else table_weights
         self._fresh.append(torch.stack([scores.double(), weights.double(), of_table.double()]))
 
+    @property
+    def tau(self) -> float:
+        """τ of the fresh scores, as uniform draws would have brought them; 1 before any."""
+        return tau(self._population()) if self._fresh else 1.0
+
     def noise_scale(self, batch_size: int) -> float:
         """B_n in examples.
 
@@ -148,7 +154,7 @@ class Evidence:
         """Pools, and pools of candidates out of the table."""
         plain, tables = offers[0], offers[1:]
         scores, drawn, of_table = torch.cat(list(self._fresh), dim=1)
-        population = scores[_resampled(drawn)]
+        population = self._population()
         found = []
         for candidates in RATIOS:
             loading = (candidates - 1) * (self.loading.median("off") or 0.0)
@@ -162,6 +168,10 @@ class Evidence:
                 seconds = table.seconds + extra
                 found.append(Offer("two-stage", seconds, value, lower, candidates))
         return found
+
+    def _population(self) -> Tensor:
+        scores, drawn, _ = torch.cat(list(self._fresh), dim=1)
+        return scores[_resampled(drawn)]
 
 
 def _resampled(importance: Tensor) -> Tensor:

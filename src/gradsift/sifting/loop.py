@@ -31,6 +31,7 @@ class SiftedLoader:
     Attributes:
         recipe: the recipe in use.
         seconds: seconds spent "loading" and "scoring" so far, by the clock.
+        policy: who decides what each step takes.
 
     Example:
         >>> import torch, gradsift
@@ -49,8 +50,8 @@ class SiftedLoader:
         self._source = open_source(loader)
         self._counts = Counts()
         self._chooser = Chooser(setup, self._counts, self.seconds)
-        self._policy = choose_policy(setup, self._source, self._chooser)
-        self._feedback = Feedback(setup, self._counts, self._policy)
+        self.policy = choose_policy(setup, self._source, self._chooser)
+        self._feedback = Feedback(setup, self._counts, self.policy)
         self._device = torch.device("cpu")
         self._begun = False
         self._rehearsed = not setup.recipe.scored
@@ -81,6 +82,11 @@ class SiftedLoader:
         return self._feedback.scores
 
     @property
+    def lr_factor(self) -> float:
+        """What to multiply the learning rate of the next step by: 1, unless ``spend="lr"``."""
+        return self.policy.lr_factor
+
+    @property
     def notices(self) -> tuple[str, ...]:
         """What was said once about this run, in words."""
         return tuple(self._feedback.notices)
@@ -88,18 +94,18 @@ class SiftedLoader:
     @property
     def gate(self) -> dict[str, Any] | None:
         """The gate's state, reason and the step at which it first opened; None without a gate."""
-        return self._policy.summary()
+        return self.policy.summary()
 
     def __len__(self) -> int:
         return len(self._source)
 
     def __repr__(self) -> str:
-        return str(self._policy)
+        return str(self.policy)
 
     def __iter__(self) -> Iterator[WeightedBatch]:
         self._begin()
         clock = self._setup.clock
-        steps = self._source.epoch(self._policy.plan)
+        steps = self._source.epoch(self.policy.plan)
         before = clock.now()
         while (fetched := self._fetch(steps)) is not None:
             loading = clock.now() - before
@@ -110,7 +116,7 @@ class SiftedLoader:
             yield batch
             self._feedback.collect()
             now = clock.now()
-            self._policy.timed(fetched.plan, now - before, loading)
+            self.policy.timed(fetched.plan, now - before, loading)
             self._feedback.write_news()
             before = now
 
@@ -123,7 +129,7 @@ class SiftedLoader:
         rank = _rank() if setup.rank is None else setup.rank
         self._chooser.generator.manual_seed((setup.seed * 1_000_003 + rank) % 2**63)
         self._feedback.begin()
-        self._policy.begin(setup.clock.now())
+        self.policy.begin(setup.clock.now())
         if setup.recipe.biased:
             self._feedback.notice(
                 f"recipe {setup.recipe.name!r} is biased on purpose: its weighted mean is not "
@@ -160,7 +166,7 @@ class SiftedLoader:
             for notice in self._chooser.rehearse(arrived, fetched.batch_size):
                 self._feedback.notice(notice)
         if fetched.plan.source == "off":
-            scores = self._policy.inspect(arrived, fetched.ids, fetched.batch_size)
+            scores = self.policy.inspect(arrived, fetched.ids, fetched.batch_size)
             if scores is not None:
                 self._feedback.see(scores)
         if fetched.plan.size is None:

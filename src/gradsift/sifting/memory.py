@@ -20,7 +20,10 @@ REFRESHES = 4
 
 
 PRICED = 4
-"""One of so many batches is priced: they resemble each other, and a price costs microseconds."""
+"""One of so many drawn batches is priced: they resemble each other, and a price costs time."""
+
+TOGETHER = 8
+"""Batches of the user's own order whose scores are taken in together."""
 
 ENOUGH = 24
 """Priced batches before the table can be judged."""
@@ -50,6 +53,7 @@ class Memory:
         )
         self._adapts = adapts
         self._passed = self._learned = 0
+        self._waiting: list[tuple[ScoreUpdate, Tensor]] = []
         self._until_refresh = 0
         self._means: list[float] = []
 
@@ -62,17 +66,44 @@ class Memory:
         """Notes examples that were trained on."""
         self._passed += examples
 
-    def learn(self, update: ScoreUpdate, weights: Tensor) -> None:
-        """Prices a trained batch, then keeps its scores."""
+    def learn(self, update: ScoreUpdate, weights: Tensor, *, drawn: bool) -> None:
+        """Prices a trained batch, then keeps its scores.
+
+        Batches that the table did not draw wait until there are a few: nothing is drawn meanwhile,
+        and one update of many examples costs little more than one of few. They count as old as
+        the oldest of them.
+        """
+        if not drawn:
+            self._waiting.append((update, weights))
+            if len(self._waiting) == TOGETHER:
+                self._take_in_waiting()
+            return
+        self._take_in_waiting()
         self._learned += 1
-        if self.complete and self._learned % PRICED == 0:
+        self._take_in(update, weights, priced=self._learned % PRICED == 0)
+
+    def _take_in_waiting(self) -> None:
+        if not self._waiting:
+            return
+        updates, weights = zip(*self._waiting, strict=True)
+        self._waiting.clear()
+        together = ScoreUpdate(
+            torch.cat([update.index for update in updates]),
+            torch.cat([update.score for update in updates]),
+            updates[0].version,
+        )
+        self._take_in(together, torch.cat(weights), priced=True)
+
+    def _take_in(self, update: ScoreUpdate, weights: Tensor, *, priced: bool) -> None:
+        if self.complete and priced:
             self._refresh(PRICED * len(update.index))
             stale = self.table.relative(update.index)
             self.prices.add(update.score, stale, weights, len(update.index), self._means)
         self.table.update(update.index, update.score, update.version, weights)
 
     def draw(self, size: int, generator: torch.Generator) -> Draw:
-        """Examples out of the table."""
+        """Examples out of the table, by every score that was told."""
+        self._take_in_waiting()
         return self.table.draw(size, generator)
 
     @property

@@ -26,6 +26,7 @@ class AbstractPolicy(ABC):
     Attributes:
         start: when the first iteration began.
         news: decisions that were not written down yet, each as the values of a line of the log.
+        lr_factor: how many times larger a step may be than the user's own.
         learns: whether scores of training steps are ever wanted.
     """
 
@@ -34,6 +35,7 @@ class AbstractPolicy(ABC):
     def __init__(self) -> None:
         self.news: list[dict[str, Any]] = []
         self.start = 0.0
+        self.lr_factor = 1.0
 
     def begin(self, now: float) -> None:
         """The first iteration begins, at this moment of the clock."""

@@ -9,7 +9,7 @@ from gradsift.clock import AbstractClock
 from gradsift.data.split import Split
 from gradsift.monitors.log import AbstractLog
 from gradsift.recipes.recipe import Recipe
-from gradsift.records import LossFunction
+from gradsift.records import LossFunction, Spend
 from gradsift.scores.base import Forward
 
 
@@ -24,6 +24,7 @@ class Setup:
         split: a collated batch into inputs and targets.
         forward: how the model is called for scoring.
         device: where batches go; None follows the model.
+        spend: what lower variance is spent on.
         seed: of the draws.
         rank: of this process among data-parallel ones; None asks `torch.distributed`.
         clock: where seconds come from.
@@ -36,6 +37,7 @@ class Setup:
     split: Split
     forward: Forward
     device: torch.device | None
+    spend: Spend
     seed: int
     rank: int | None
     clock: AbstractClock

@@ -43,8 +43,7 @@ class Tabled(AbstractPolicy):
 
     def learn(self, update: ScoreUpdate, weights: Tensor, *, drawn: bool) -> None:
         """Keeps the scores."""
-        del drawn
-        self.memory.learn(update, weights)
+        self.memory.learn(update, weights, drawn=drawn)
 
     def timed(self, plan: Plan, seconds: float, loading: float) -> None:
         """Counts the first pass."""

@@ -163,7 +163,9 @@ class Loop:
     def _step(self, batch: WeightedBatch) -> None:
         with self.clock.timing(self.spent, "training"):
             for group in self.optimizer.param_groups:
-                group["lr"] = self.settings.learning_rate * self.schedule(self.share)
+                group["lr"] = (
+                    self.settings.learning_rate * self.schedule(self.share) * self.train.lr_factor
+                )
             outputs = self.model(batch.inputs)
             loss = batch.loss(outputs)
             if not math.isfinite(loss.item()):

@@ -23,6 +23,7 @@ from gradsift.monitors.log import JsonLines, NullLog
 from gradsift.report.picks import write_picks
 from gradsift.report.summary import Summary, write_summary
 from gradsift.schedule import find_schedule
+from gradsift.sifting.spending import check_spend
 from gradsift.trainer.evaluation import count_examples
 from gradsift.trainer.interruption import Interruption
 from gradsift.trainer.loop import Loop
@@ -111,16 +112,8 @@ def _prepare(
     interruption: Interruption,
 ) -> Loop:
     """Makes every part; the folder last, when nothing can be refused any more."""
-    loader = _load(problem, settings)
-    model = build_model(
-        settings.model,
-        problem.input_shape,
-        problem.outputs,
-        generator=torch.Generator().manual_seed(settings.seed),
-        norm=settings.norm,
-        vocabulary=None if problem.vocabulary is None else len(problem.vocabulary),
-        sparse=problem.sparse,
-    ).to(device)
+    loader = load_batches(problem, settings)
+    model = make_model(problem, settings).to(device)
     inner = WallClock(device) if clock is None else clock
     paused = PausableClock(inner)
     if out is not None:
@@ -130,6 +123,7 @@ def _prepare(
         model,
         problem.loss_fn,
         recipe=settings.assembled(),
+        spend=check_spend(settings.spend, settings.assembled()),
         seed=settings.seed,
         device=device,
         clock=paused,
@@ -151,7 +145,20 @@ def _prepare(
     )
 
 
-def _load(problem: Problem, settings: Settings) -> DataLoader:
+def make_model(problem: Problem, settings: Settings) -> nn.Module:
+    """The model that the settings name, as it is before any step."""
+    return build_model(
+        settings.model,
+        problem.input_shape,
+        problem.outputs,
+        generator=torch.Generator().manual_seed(settings.seed),
+        norm=settings.norm,
+        vocabulary=None if problem.vocabulary is None else len(problem.vocabulary),
+        sparse=problem.sparse,
+    )
+
+
+def load_batches(problem: Problem, settings: Settings) -> DataLoader:
     """Shuffled batches, all of one size: what does not fill the last one waits for its turn."""
     count = count_examples(problem.train)
     if settings.batch_size > count:

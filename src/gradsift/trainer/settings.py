@@ -16,6 +16,7 @@ from gradsift.gate import AbstractGate
 from gradsift.models import norm_in_use
 from gradsift.recipes import Recipe, recipes
 from gradsift.schedule import find_schedule
+from gradsift.sifting.spending import check_spend
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter], float], Optimizer]
 
@@ -55,6 +56,7 @@ class Settings:
         schedule: of the learning rate over the budget: constant, cosine, linear or step.
         optimizer: sgd (with momentum 0.9), adam or adamw.
         norm: group or batch, for the model that normalises (wrn); None takes group.
+        spend: what lower variance is spent on: noise, batch or lr.
         seed: of the parameters, the order of the data and the draws.
         device: where to train, in PyTorch's notation.
 
@@ -78,6 +80,7 @@ class Settings:
     schedule: str = "cosine"
     optimizer: str = "sgd"
     norm: str | None = None
+    spend: str = "noise"
     seed: int = 0
     device: str = "cpu"
 
@@ -94,7 +97,7 @@ class Settings:
             )
         find_schedule(self.schedule)
         check_device(self.device)
-        self.assembled()
+        check_spend(self.spend, self.assembled())
 
     @property
     def learning_rate(self) -> float:

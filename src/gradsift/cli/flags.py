@@ -1,0 +1,19 @@
+"""The flags that say what is trained, shared by the verbs that train."""
+
+from typing import Annotated
+
+import typer
+
+from gradsift.models import FAMILIES
+from gradsift.trainer.settings import OPTIMIZERS
+
+Model = Annotated[str, typer.Option(help=f"One of {', '.join(FAMILIES)}.")]
+BatchSize = Annotated[int, typer.Option(help="Examples per step.")]
+Lr = Annotated[
+    float | None, typer.Option(help="Learning rate.", show_default="0.05 (sgd), 0.001 (adam)")
+]
+OptimizerName = Annotated[str, typer.Option(help=f"One of {', '.join(OPTIMIZERS)}.")]
+Norm = Annotated[str | None, typer.Option(help="group or batch, for wrn.", show_default="group")]
+Seed = Annotated[int, typer.Option(help="Of everything random.")]
+Device = Annotated[str, typer.Option(help="Such as cpu or cuda:0.")]
+ClockName = Annotated[str, typer.Option(help="wall, or virtual: a fixed cost per example.")]

@@ -1,0 +1,98 @@
+"""What the table's gain is spent on, decided together with the source and kept as long."""
+
+from typing import Any, get_args
+
+from gradsift.errors import UsageError
+from gradsift.gate import Decision
+from gradsift.monitors.spending import allowed_batch, equal_noise_batch, lr_factor
+from gradsift.monitors.timing import StepTimes
+from gradsift.recipes.recipe import Recipe
+from gradsift.records import Spend
+
+EIGHTHS = 8
+"""Batches have one of so many sizes: few shapes to compile."""
+
+
+def check_spend(spend: Any, recipe: Recipe) -> Spend:
+    """What to spend on, if it is known and the recipe measures what there is to spend.
+
+    Raises:
+        UsageError: otherwise.
+
+    Example:
+        >>> from gradsift.recipes import recipes
+        >>> check_spend("lr", recipes["auto"])
+        'lr'
+        >>> check_spend("lr", recipes["pool"])
+        Traceback (most recent call last):
+        gradsift.errors.UsageError: spend 'lr' received with recipe 'pool', which does not...
+    """
+    known = get_args(Spend)
+    if spend not in known:
+        raise UsageError(f"spend {spend!r} received, expected one of {', '.join(known)}")
+    if spend != "noise" and recipe.source != "auto":
+        raise UsageError(
+            f"spend {spend!r} received with recipe {recipe.name!r}, which does not measure what "
+            "there is to spend: use recipe 'auto', or spend 'noise'"
+        )
+    return spend
+
+
+class Spending:
+    """Batch size and learning rate of the steps that draw from the table.
+
+    ``"batch"`` takes the smallest eighth of b that is no noisier than b uniform examples,
+    ``b' = b (E[w² g²] − ‖μ‖²)/(E[g²] − ‖μ‖²)``, at the lower end of the variance ratio. It pays
+    only where steps of b' examples take less time than steps of b did, so a smaller size that was
+    measured and is not faster is given up for good. ``"lr"`` takes the noise-scale rule,
+    `gradsift.monitors.spending.lr_factor`.
+
+    Args:
+        spend: "noise" leaves both as they are.
+
+    Attributes:
+        lr_factor: how many times larger a step may be.
+
+    Example:
+        >>> from gradsift.gate import Offer
+        >>> table = Offer("table", 1.0, variance_ratio=4.2, lower=4.0)
+        >>> spending = Spending("batch")
+        >>> spending.decide(Decision(table, 2.0, "", noise_scale=float("inf")), batch_size=64)
+        >>> spending.size(64)
+        16
+    """
+
+    def __init__(self, spend: Spend) -> None:
+        self.lr_factor = 1.0
+        self._spend = spend
+        self._size: int | None = None
+        self._smallest = 1
+        self._times = StepTimes()
+
+    def size(self, batch_size: int) -> int:
+        """How many examples a step out of the table takes."""
+        return batch_size if self._size is None else self._size
+
+    def timed(self, examples: int, seconds: float) -> None:
+        """Learns how long a step of so many examples took."""
+        if self._spend == "batch":
+            self._times.add(str(examples), seconds)
+
+    def decide(self, decision: Decision, batch_size: int) -> None:
+        """Sets both anew, by what is known of the source in use."""
+        ratio = decision.offer.lower if decision.offer.source == "table" else 1.0
+        if self._spend == "lr":
+            self.lr_factor = lr_factor(batch_size, max(ratio, 0.0), decision.noise_scale)
+        elif self._spend == "batch":
+            self._give_up_what_is_no_faster(batch_size)
+            signal = 1 / (1 + decision.noise_scale)
+            exact = equal_noise_batch(batch_size, 1 / max(ratio, 1.0), 1.0, signal)
+            sizes = [max(1, part * batch_size // EIGHTHS) for part in range(1, EIGHTHS + 1)]
+            allowed = [size for size in sizes if size >= self._smallest]
+            self._size = allowed_batch(exact, allowed)
+
+    def _give_up_what_is_no_faster(self, batch_size: int) -> None:
+        size = self.size(batch_size)
+        whole, smaller = self._times.median(str(batch_size)), self._times.median(str(size))
+        if size < batch_size and whole is not None and smaller is not None and smaller >= whole:
+            self._smallest = min(batch_size, size + 1)

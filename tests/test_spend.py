@@ -1,0 +1,134 @@
+"""What a gain is spent on: a smaller batch of equal noise, a larger step, or neither."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import gradsift
+import gradsift.trainer
+from gradsift import UsageError, WeightedBatch, recipes
+from gradsift.clock import VirtualClock
+from gradsift.gate import Decision, Offer
+from gradsift.monitors.spending import lr_factor
+from gradsift.sifting.spending import Spending
+
+LOSS = nn.CrossEntropyLoss(reduction="none")
+N, BATCH = 512, 16
+
+
+def decided(ratio: float, scale: float = math.inf, source: Any = "table") -> Decision:
+    return Decision(Offer(source, 1.0, ratio + 0.5, lower=ratio), 1.5, "", noise_scale=scale)
+
+
+@pytest.mark.parametrize("scale", [8.0, 64.0, 1e6, math.inf])
+@pytest.mark.parametrize("ratio", [1.0, 1.3, 2.0, 5.0, 40.0])
+def test_the_smallest_eighth_that_is_no_noisier(ratio: float, scale: float) -> None:
+    """With trΣ = scale and ‖μ‖² = 1 by definition; noise of size s is (D − 1)/s."""
+    if ratio > scale + 1:
+        pytest.skip("no second moment is below the squared mean")
+    spending = Spending("batch")
+    spending.decide(decided(ratio, scale), 64)
+    trace = 1e12 if math.isinf(scale) else scale
+    drawn = (trace + 1) / ratio - 1
+    quiet = [size for size in range(8, 65, 8) if drawn / size <= trace / 64 * (1 + 1e-6)]
+    assert spending.size(64) == min(quiet)
+
+
+def test_a_size_that_is_no_faster_is_given_up() -> None:
+    spending = Spending("batch")
+    spending.decide(decided(4.0), 64)
+    assert spending.size(64) == 16
+    for size, seconds in ((64, 1.0), (16, 1.0)):
+        for _ in range(32):
+            spending.timed(size, seconds)
+    spending.decide(decided(4.0), 64)
+    assert spending.size(64) == 24
+    for _ in range(32):
+        spending.timed(24, 0.5)
+    spending.decide(decided(4.0), 64)
+    assert spending.size(64) == 24
+
+
+@pytest.mark.parametrize("source", ["off", "pool"])
+def test_only_the_table_has_something_to_spend(source: str) -> None:
+    for spend in ("batch", "lr"):
+        spending = Spending(spend)  # pyright: ignore[reportArgumentType]
+        spending.decide(decided(4.0), 64)
+        spending.decide(decided(4.0, source=source), 64)
+        assert (spending.size(64), spending.lr_factor) == (64, 1.0)
+
+
+@pytest.mark.parametrize("ratio", [0.5, 1.0, 2.0, 9.0])
+def test_the_learning_rate_follows_the_noise_scale_rule(ratio: float) -> None:
+    spending = Spending("lr")
+    spending.decide(decided(ratio, 64.0), 64)
+    assert spending.lr_factor == lr_factor(64, ratio, 64.0)
+    assert spending.size(64) == 64
+
+
+def test_noise_spends_nothing() -> None:
+    spending = Spending("noise")
+    spending.decide(decided(9.0), 64)
+    assert (spending.size(64), spending.lr_factor) == (64, 1.0)
+
+
+def fit(spend: Any) -> tuple[gradsift.SiftedLoader, list[WeightedBatch], list[float]]:
+    """Nine of ten examples are easy for ever."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(N) % 2
+    x = torch.randn(N, 8, generator=generator)
+    x[:, 0] = torch.where(torch.arange(N) < N // 10, 0.0, (2 * y - 1) * 6.0)
+    loader = DataLoader(TensorDataset(x, y), batch_size=BATCH, shuffle=True, generator=generator)
+    clock = VirtualClock()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Linear(8, 2)
+        train = gradsift.sift(loader, model, LOSS, spend=spend, clock=clock)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        seen, factors = [], []
+        for _ in range(14):
+            for batch in train:
+                optimizer.zero_grad()
+                batch.loss(model(batch.inputs)).backward()
+                optimizer.step()
+                clock.charge(trained=len(batch))
+                seen.append(batch)
+                factors.append(train.lr_factor)
+    return train, seen, factors
+
+
+@pytest.mark.parametrize("spend", ["noise", "batch", "lr"])
+def test_a_run_spends_what_it_was_told_to(spend: str) -> None:
+    train, seen, factors = fit(spend)
+    assert train.gate is not None
+    assert train.gate["state"] == "on"
+    sizes = {len(batch) for batch in seen}
+    assert (min(sizes) < BATCH) == (spend == "batch")
+    assert max(sizes) == BATCH
+    assert (max(factors) > 1) == (spend == "lr")
+    assert min(factors) == 1.0
+    assert all(batch.size == len(batch) for batch in seen)
+
+
+def test_a_smaller_batch_divides_by_its_own_size() -> None:
+    _, seen, _ = fit("batch")
+    small = [batch for batch in seen if len(batch) < BATCH]
+    means = torch.stack([batch.mean(torch.ones(len(batch))) for batch in small])
+    assert float(means.mean()) == pytest.approx(1.0, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("spend", "recipe", "said"),
+    [("time", "auto", "noise, batch, lr"), ("lr", "pool", "'auto'"), ("batch", "table", "'auto'")],
+)
+def test_spending_that_cannot_be(spend: Any, recipe: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        gradsift.trainer.Settings(recipe=recipe, spend=spend)
+    if spend != "time":
+        loader = DataLoader(TensorDataset(torch.zeros(8, 1), torch.zeros(8)), batch_size=4)
+        with pytest.raises(UsageError, match=said):
+            gradsift.sift(loader, nn.Linear(1, 1), LOSS, recipe=recipes[recipe], spend=spend)
