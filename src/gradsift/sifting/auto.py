@@ -117,7 +117,7 @@ class Auto(AbstractPolicy):
             self._keep(update, weights)
         self._learned += 1
         if self.memory is not None:
-            self.memory.learn(update, weights, drawn=drawn)
+            self.memory.learn(update, weights)
         seconds = self._taken + self._clock.now() - before
         self.evidence.observing.add(seconds)
         if not drawn:

@@ -40,7 +40,10 @@ class Mailbox:
         self._waiting: deque[tuple[Reported, torch.cuda.Event | None]] = deque()
 
     def post(self, report: Reported) -> None:
-        """Takes a report and starts to copy it to host memory."""
+        """Takes a report and starts to copy it to host memory, where it is not there already."""
+        if report.losses.device.type == "cpu":
+            self._waiting.append((report, None))
+            return
         update = report.update
         if update is not None:
             update = replace(update, index=_to_host(update.index), score=_to_host(update.score))

@@ -1,7 +1,8 @@
 """What training steps told about every example: the score table, and what proposals out of it cost.
 
-A batch is priced with the scores that the table held *before* it, because a proposal may depend on
-the past alone; then its own scores replace them, in force at the next draw.
+Batches are priced with the scores that the table held *before* them, because a proposal may depend
+on the past alone; then their own scores replace those, in force at the next draw. Both happen for
+a window of steps at a time: step by step the work would slow small models down.
 """
 
 import torch
@@ -19,14 +20,11 @@ REFRESHES = 4
 """How often per epoch the means over the whole table are taken anew."""
 
 
-PRICED = 4
-"""One of so many drawn batches is priced: they resemble each other, and a price costs time."""
+WINDOW = 16
+"""Batches that are drawn, and whose scores are taken in, together."""
 
-TOGETHER = 8
-"""Batches of the user's own order whose scores are taken in together."""
-
-ENOUGH = 24
-"""Priced batches before the table can be judged."""
+ENOUGH = 6
+"""Priced windows before the table can be judged."""
 
 START = Proposal(exponent=1.0, uniform=0.5)
 """Where an adapting proposal begins: weights up to two."""
@@ -42,7 +40,7 @@ class Memory:
     """
 
     def __init__(self, recipe: Recipe, examples: int, seed: int, *, adapts: bool) -> None:
-        self.prices = Prices(momentum=0.98)
+        self.prices = Prices(momentum=0.95)
         self.proposal = START
         self.table = ScoreTable(
             examples,
@@ -52,7 +50,8 @@ class Memory:
             seed=seed,
         )
         self._adapts = adapts
-        self._passed = self._learned = 0
+        self._passed = 0
+        self._dealt: list[Draw] = []
         self._waiting: list[tuple[ScoreUpdate, Tensor]] = []
         self._until_refresh = 0
         self._means: list[float] = []
@@ -66,45 +65,45 @@ class Memory:
         """Notes examples that were trained on."""
         self._passed += examples
 
-    def learn(self, update: ScoreUpdate, weights: Tensor, *, drawn: bool) -> None:
-        """Prices a trained batch, then keeps its scores.
+    def learn(self, update: ScoreUpdate, weights: Tensor) -> None:
+        """Takes the scores of a trained batch, which wait until there is a window of batches.
 
-        Batches that the table did not draw wait until there are a few: nothing is drawn meanwhile,
-        and one update of many examples costs little more than one of few. They count as old as
-        the oldest of them.
+        One update of many examples costs little more than one of few. They count as old as the
+        oldest of them.
         """
-        if not drawn:
-            self._waiting.append((update, weights))
-            if len(self._waiting) == TOGETHER:
-                self._take_in_waiting()
-            return
-        self._take_in_waiting()
-        self._learned += 1
-        self._take_in(update, weights, priced=self._learned % PRICED == 0)
+        self._waiting.append((update, weights))
+        if len(self._waiting) >= WINDOW:
+            self._take_in()
 
-    def _take_in_waiting(self) -> None:
+    def draw(self, size: int, generator: torch.Generator) -> Draw:
+        """Examples out of the table, drawn for a window of steps at once and dealt out at random.
+
+        Every batch is unbiased on its own: a random part of a stratified draw. Together they are
+        stratified too, so that a window has less noise than as many separate draws.
+        """
+        if not self._dealt or self._dealt[-1].size != size:
+            self._take_in()
+            steps = max(1, min(WINDOW, self.table.size // size))
+            drawn = self.table.draw(steps * size, generator)
+            order = torch.randperm(len(drawn.positions), generator=generator)
+            self._dealt = [
+                Draw(drawn.positions[part], drawn.weights[part], size) for part in order.split(size)
+            ]
+        return self._dealt.pop()
+
+    def _take_in(self) -> None:
+        """Prices what waited by the scores from before it, then keeps its own."""
         if not self._waiting:
             return
         updates, weights = zip(*self._waiting, strict=True)
         self._waiting.clear()
-        together = ScoreUpdate(
-            torch.cat([update.index for update in updates]),
-            torch.cat([update.score for update in updates]),
-            updates[0].version,
-        )
-        self._take_in(together, torch.cat(weights), priced=True)
-
-    def _take_in(self, update: ScoreUpdate, weights: Tensor, *, priced: bool) -> None:
-        if self.complete and priced:
-            self._refresh(PRICED * len(update.index))
-            stale = self.table.relative(update.index)
-            self.prices.add(update.score, stale, weights, len(update.index), self._means)
-        self.table.update(update.index, update.score, update.version, weights)
-
-    def draw(self, size: int, generator: torch.Generator) -> Draw:
-        """Examples out of the table, by every score that was told."""
-        self._take_in_waiting()
-        return self.table.draw(size, generator)
+        ids = torch.cat([update.index for update in updates])
+        scores, drawn_with = torch.cat([update.score for update in updates]), torch.cat(weights)
+        if self.complete:
+            self._refresh(len(ids))
+            stale = self.table.relative(ids)
+            self.prices.add(scores, stale, drawn_with, len(ids), self._means)
+        self.table.update(ids, scores, updates[0].version, drawn_with)
 
     @property
     def price(self) -> Estimate | None:

@@ -43,7 +43,8 @@ class Tabled(AbstractPolicy):
 
     def learn(self, update: ScoreUpdate, weights: Tensor, *, drawn: bool) -> None:
         """Keeps the scores."""
-        self.memory.learn(update, weights, drawn=drawn)
+        del drawn
+        self.memory.learn(update, weights)
 
     def timed(self, plan: Plan, seconds: float, loading: float) -> None:
         """Counts the first pass."""
