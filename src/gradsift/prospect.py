@@ -200,7 +200,7 @@ def _prospects(train: SiftedLoader, policy: Auto) -> Prospects:
     plain = offers[0]
     found = [_prospect(offer, plain, scale, b) for offer in offers[1:]]
     loading = evidence.loading.median("off") or 0.0
-    scoring = evidence.scoring.median * b / plain.seconds if evidence.scoring.known else math.nan
+    scoring = evidence.scoring.mean * b / plain.seconds if evidence.scoring.known else math.nan
     return Prospects(
         steps=train.steps,
         passes=train.examples_trained / policy.memory.table.size if policy.memory else math.nan,

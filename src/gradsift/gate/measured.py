@@ -89,7 +89,7 @@ class MeasuredGate:
     """
 
     margin: float = 0.02
-    tolerance: float = 0.05
+    tolerance: float = 0.1
     allowance: float = 0.01
 
     def __post_init__(self) -> None:

@@ -149,7 +149,7 @@ class Auto(AbstractPolicy):
         dwelt = self._steps - self._changed_at >= DWELL
         if self._steps % EVERY == 0 and dwelt and not self._in_first_pass:
             before = self._clock.now()
-            if self._probing.allows(before - self.start, cost=self._deciding.median):
+            if self._probing.allows(before - self.start, cost=self._deciding.mean):
                 self._decide()
                 self._deciding.add(self._clock.now() - before)
                 self._probing.spend(self._clock.now() - before)
@@ -211,6 +211,8 @@ class Auto(AbstractPolicy):
                 "noise_scale": self.decision.noise_scale,
                 "batch_size": self._spending.size(self.batch_size),
                 "lr_factor": self.lr_factor,
+                "observing": self.evidence.observing.mean,
+                "drawing": self.evidence.drawing.mean,
                 "offers": [asdict(offer) for offer in offers],
             }
         )
@@ -239,9 +241,10 @@ class Auto(AbstractPolicy):
         self._chooser.score(batch, len(ids))
         self.evidence.scoring.add((self._clock.now() - before) / batch.count)
         if self.memory is not None:
+            self.memory.settle()
             before = self._clock.now()
-            self.memory.draw(len(ids), torch.Generator())
-            self.evidence.drawing.add(self._clock.now() - before)
+            steps = self.memory.rehearse(len(ids))
+            self.evidence.drawing.add((self._clock.now() - before) / steps)
 
     def _probe_norms(self, batch: Candidates, ids: Tensor) -> None:
         """Scores beside gradient norms, of a few examples drawn as the table would draw them."""

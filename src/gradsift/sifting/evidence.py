@@ -3,7 +3,7 @@
 import math
 from collections import deque
 from collections.abc import Callable
-from statistics import median, stdev
+from statistics import fmean, stdev
 
 import torch
 from torch import Tensor
@@ -27,6 +27,9 @@ SAMPLE = 16
 PARTS = 4
 """Parts of that sample whose spread says how sure the ratio is."""
 
+LATEST = 128
+"""Times of a piece of work that its mean is taken of."""
+
 PAIRS = 8
 """Pairs of gradients before the noise scale is believed."""
 
@@ -35,20 +38,22 @@ PRIOR = 0.25
 
 
 class Costs:
-    """Seconds of a piece of work, as the median of the latest times that it was done.
+    """Seconds of a piece of work, as the mean of the latest times that it was done.
+
+    A mean, because work that is done for a window of steps at once falls on one of them.
 
     Example:
         >>> costs = Costs()
-        >>> costs.known, costs.median
+        >>> costs.known, costs.mean
         (False, 0.0)
         >>> for seconds in (9.0, 1.0, 2.0):
         ...     costs.add(seconds)
-        >>> costs.median
-        2.0
+        >>> costs.mean
+        4.0
     """
 
     def __init__(self) -> None:
-        self._latest: deque[float] = deque(maxlen=31)
+        self._latest: deque[float] = deque(maxlen=LATEST)
 
     def add(self, seconds: float) -> None:
         """Notes one more time."""
@@ -60,9 +65,9 @@ class Costs:
         return bool(self._latest)
 
     @property
-    def median(self) -> float:
+    def mean(self) -> float:
         """In seconds; zero before the first time."""
-        return median(self._latest) if self._latest else 0.0
+        return fmean(self._latest) if self._latest else 0.0
 
 
 class Evidence:
@@ -148,7 +153,7 @@ class Evidence:
         """Seconds that a step out of the table takes beyond a plain one."""
         table, plain = (self.loading.median(source) for source in ("table", "off"))
         slower = 0.0 if table is None or plain is None else table - plain
-        return self.observing.median + max(slower, self.drawing.median)
+        return self.observing.mean + max(slower, self.drawing.mean)
 
     def _scored(self, offers: list[Offer], batch_size: int) -> list[Offer]:
         """Pools, and pools of candidates out of the table."""
@@ -158,7 +163,7 @@ class Evidence:
         found = []
         for candidates in RATIOS:
             loading = (candidates - 1) * (self.loading.median("off") or 0.0)
-            extra = candidates * batch_size * self.scoring.median + loading
+            extra = candidates * batch_size * self.scoring.mean + loading
             value, lower = _with_lower(pool_ratio_capped, (population,), candidates)
             found.append(Offer("pool", plain.seconds + extra, value, lower, candidates))
             for table in tables:

@@ -73,7 +73,7 @@ class Memory:
         """
         self._waiting.append((update, weights))
         if len(self._waiting) >= WINDOW:
-            self._take_in()
+            self.settle()
 
     def draw(self, size: int, generator: torch.Generator) -> Draw:
         """Examples out of the table, drawn for a window of steps at once and dealt out at random.
@@ -82,16 +82,23 @@ class Memory:
         stratified too, so that a window has less noise than as many separate draws.
         """
         if not self._dealt or self._dealt[-1].size != size:
-            self._take_in()
-            steps = max(1, min(WINDOW, self.table.size // size))
-            drawn = self.table.draw(steps * size, generator)
-            order = torch.randperm(len(drawn.positions), generator=generator)
-            self._dealt = [
-                Draw(drawn.positions[part], drawn.weights[part], size) for part in order.split(size)
-            ]
+            self.settle()
+            self._dealt = self._window(size, generator)
         return self._dealt.pop()
 
-    def _take_in(self) -> None:
+    def rehearse(self, size: int) -> int:
+        """Draws a window that nobody uses, and returns its number of steps."""
+        return len(self._window(size, torch.Generator()))
+
+    def _window(self, size: int, generator: torch.Generator) -> list[Draw]:
+        steps = max(1, min(WINDOW, self.table.size // size))
+        drawn = self.table.draw(steps * size, generator)
+        order = torch.randperm(len(drawn.positions), generator=generator)
+        return [
+            Draw(drawn.positions[part], drawn.weights[part], size) for part in order.split(size)
+        ]
+
+    def settle(self) -> None:
         """Prices what waited by the scores from before it, then keeps its own."""
         if not self._waiting:
             return
