@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import gradsift
 from gradsift import Recipe, UsageError, recipes
 from gradsift.clock import VirtualClock
-from gradsift.gate import MeasuredGate
+from gradsift.gate import Decision, MeasuredGate, Offer
 from gradsift.sampling.distributions import Mixed, Proportional
 from gradsift.scores import Loss
 from gradsift.sifting.auto import DWELL, EVERY
@@ -95,8 +95,17 @@ def test_it_opens_where_scores_persist(opened: tuple[gradsift.SiftedLoader, list
 
 
 def test_a_source_stays_in_use_for_a_while(opened: tuple[gradsift.SiftedLoader, list[Any]]) -> None:
-    steps = [line["step"] for line in opened[1]]
-    assert all(b - a >= DWELL for a, b in pairwise(steps[1:]))
+    lines = opened[1]
+    states = ["off", *(line["state"] for line in lines)]
+    changes = [
+        line["step"]
+        for line, (before, now) in zip(lines, pairwise(states), strict=True)
+        if before != now
+    ]
+    steps = [line["step"] for line in lines]
+    assert changes
+    assert all(b - a >= DWELL for a, b in pairwise(changes))
+    assert len(lines) > len(changes) + 2
     assert all(step % EVERY == 0 for step in steps)
 
 
@@ -153,6 +162,36 @@ def test_a_table_draws_with_bounded_unbiased_weights() -> None:
     x, y = data.tensors
     assert all(torch.equal(batch.inputs, x[batch.indices]) for batch in drawn)
     assert all(torch.equal(batch.targets, y[batch.indices]) for batch in drawn)
+
+
+@pytest.mark.parametrize("source", ["pool", "two-stage"])
+def test_sources_that_score_candidates_of_their_own(source: Any) -> None:
+    """As if the gate had decided so: ids, data and weights stay together through both draws."""
+    data, model = uneven(), network()
+    x, y = data.tensors
+    loader = DataLoader(data, batch_size=BATCH, shuffle=True)
+    clock = VirtualClock()
+    train = gradsift.sift(loader, model, LOSS, recipe="auto", clock=clock)
+    forced = Decision(Offer(source, 1.0, 2.0, 2.0, candidates=3.0), 1.5, "forced", 64.0)
+    drawn = []
+    for _ in range(3):
+        for batch in train:
+            batch.loss(model(batch.inputs))
+            clock.charge(trained=len(batch))
+            if batch.drawn:
+                drawn.append(batch)
+        policy: Any = train.policy
+        policy.decision = forced
+    scored = train.examples_scored
+    assert len(drawn) >= N // BATCH
+    assert scored >= 3 * BATCH * len(drawn)
+    for batch in drawn:
+        assert len(batch) == batch.size == BATCH
+        assert torch.equal(batch.inputs, x[batch.indices])
+        assert torch.equal(batch.targets, y[batch.indices])
+    weights = torch.cat([batch.weights for batch in drawn])
+    assert float(weights.mean()) == pytest.approx(1.0, abs=0.1)
+    assert float(weights.max()) < 1 / 0.1 / 0.2
 
 
 def test_scores_must_be_given_away_by_the_step() -> None:

@@ -60,6 +60,8 @@ for flags, message in {
     "--recipe none": "'none'",
     "--model resnet50": "wrn-D-K",
     "--optimizer sdg": "sgd, adam, adamw",
+    "--spend time": "noise, batch, lr",
+    "--spend lr --recipe pool": "recipe 'auto'",
     "--clock sun": "wall or virtual",
     "--missing zero": "error, drop or mean",
     "--task ranking": "classification or regression",

@@ -84,6 +84,7 @@ def test_every_flag_reaches_the_run(workplace, capsys):
         "--schedule": "step",
         "--optimizer": "adamw",
         "--norm": "batch",
+        "--spend": "noise",
         "--budget": "2steps",
         "--seed": "7",
         "--device": "cpu",

@@ -14,7 +14,7 @@ import pytest
 from comparisons import QUIET, SUMMARY, WrittenChildren, picks, write_run
 from gradsift.comparison import execute
 from gradsift.comparison.arms import Arm, again
-from gradsift.comparison.child import Children, Ended, command_of
+from gradsift.comparison.child import KEEPING_MEMORY, Children, Ended, command_of
 from gradsift.comparison.execute import AbstractWatcher, compare
 from gradsift.comparison.folder import check_folder, look, move_aside
 from gradsift.comparison.machine import Reading, between, parse_stat, read_machine, read_meters
@@ -300,6 +300,21 @@ def test_a_process_is_measured_heard_and_its_last_words_kept():
     assert heard[0].startswith("gradsift ")
     assert 0 < ended.machine.cpu_seconds < 60
     assert ended.machine.wall_seconds > 0
+
+
+@pytest.mark.parametrize("own", [None, "7"])
+def test_a_process_keeps_its_memory_unless_told_otherwise(own, monkeypatch):
+    if own is not None:
+        monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", own)
+    code = (
+        "import os; print(*(os.environ[name] for name in sorted(os.environ) if 'MALLOC_' in name))"
+    )
+    monkeypatch.setattr(sys, "executable", fake_python(code, monkeypatch))
+    heard = []
+    with Children() as children:
+        children.run(["train"], heard.append)
+    expected = {**KEEPING_MEMORY, **({} if own is None else {"MALLOC_TRIM_THRESHOLD_": own})}
+    assert heard == [" ".join(expected[name] for name in sorted(expected))]
 
 
 def test_a_process_that_is_refused_says_so_without_the_programs_name(monkeypatch):

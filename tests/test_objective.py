@@ -178,3 +178,14 @@ def test_the_outputs_are_left_alone() -> None:
     examine(lambda z, y: z.mul_(2).sum(1), outputs, LABELS)
     assert torch.equal(outputs, LOGITS)
     assert outputs.grad is None
+
+
+def test_a_part_whose_loss_is_undefined_alone_depends_on_the_rest() -> None:
+    """The first third divides zero by zero on its own, and nothing else changes."""
+
+    def shared(outputs: Tensor, targets: Tensor) -> Tensor:
+        return outputs[:, 0] * targets / targets.sum()
+
+    targets = torch.tensor([0.0, 0.0, 1.0, 2.0, 1.0, 1.0])
+    with pytest.raises(UsageError, match="when the rest of its batch changes"):
+        examine(shared, torch.ones(6, 1), targets)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from gradsift.report import figures
 from gradsift.report.histogram import SPAN, histogram
+from gradsift.report.measured import has_measured, measured
 from gradsift.report.numbers import quantity, seconds, share
 from gradsift.report.page import page, write_page
 from gradsift.report.runs import Run
@@ -349,3 +350,35 @@ def test_numbers_are_written_with_the_digits_that_count():
     assert percents == ["0.00 %", "0.10 %", "10.0 %", "100.0 %"]
     assert [quantity(value) for value in (math.inf, -2.5, 12345.6)] == ["inf", "-2.5", "12,346"]
     assert [seconds(value) for value in (0.0, 59.94, 1000.0)] == ["0.00 s", "59.9 s", "1,000 s"]
+
+
+def decision(step, state, ratio):
+    """A line as the gate that measures writes it."""
+    offers = [
+        {"source": "off", "seconds": 2.0, "variance_ratio": 1.0, "lower": 1.0, "candidates": 1.0},
+        {
+            "source": "table",
+            "seconds": 2.1,
+            "variance_ratio": ratio,
+            "lower": ratio - 0.5,
+            "candidates": 1.0,
+        },
+    ]
+    return {"kind": "gate", "step": step, "seconds": 0.1 * step, "state": state, "offers": offers}
+
+
+def test_what_a_gate_measured_is_drawn():
+    run = made(replace(SUMMARY, recipe="auto", gate=GATE))
+    lines = [line for line in run.lines if line["kind"] != "gate"]
+    decisions = [decision(20, "off", 1.2), decision(40, "on", 2.0), decision(70, "off", 0.9)]
+    seen = Run(run.summary, [*lines, *decisions])
+    assert has_measured(seen)
+    assert not has_measured(run)
+    ratios, costs = measured([seen]).axes
+    line, relative = ratios.lines[0], costs.lines[0]
+    assert np.asarray(line.get_xydata()).tolist() == [[20, 1.2], [40, 2.0], [70, 0.9]]
+    assert np.asarray(relative.get_ydata()).tolist() == pytest.approx([1.05] * 3)
+    (shaded,) = [patch.get_extents() for patch in ratios.patches if patch.get_alpha() == 0.06]
+    low, high = ratios.transData.inverted().transform([[shaded.x0, 0], [shaded.x1, 0]])[:, 0]
+    assert (low, high) == (pytest.approx(40), pytest.approx(70))
+    assert "What the gate measured before it decided" in page([seen])

@@ -275,6 +275,7 @@ def test_settings_are_listed_as_they_take_effect():
         "schedule": "cosine",
         "optimizer": "sgd",
         "norm": "group",
+        "spend": "noise",
         "seed": 0,
         "device": "cpu",
     }

@@ -151,8 +151,8 @@ def probe(
         >>> loader = torch.utils.data.DataLoader(data, batch_size=16, shuffle=True)
         >>> loss_fn = torch.nn.CrossEntropyLoss(reduction="none")
         >>> found = gradsift.probe(loader, torch.nn.Linear(5, 3), loss_fn, seconds=2.0)
-        >>> print(found.recommendation)
-        ...variance ratio of ...
+        >>> "variance ratio" in found.recommendation
+        True
     """
     _check(model, optimizer, seconds)
     clock = clock or WallClock()

@@ -6,6 +6,7 @@ from html import escape
 from pathlib import Path
 
 from gradsift.report import figures
+from gradsift.report.measured import has_measured, measured
 from gradsift.report.numbers import MISSING, quantity, seconds
 from gradsift.report.runs import Run, pairs
 from gradsift.report.style import PAGE, STYLE
@@ -68,6 +69,13 @@ def _figures(runs: Sequence[Run]) -> Iterable[str]:
             "τ = √E[s²] / E[s] is 1 when all scores s are equal, and larger when few examples "
             "matter. It is shown for the recipes whose gate watches it: a dot marks where "
             "sampling went on, a ring where it went off.",
+        )
+    if measuring := [run for run in runs if has_measured(run)]:
+        yield _figure(
+            figures.svg(measured, measuring),
+            "What the gate measured before it decided. Bands reach down to the lower end of the "
+            "interval, which an offer to open is judged by; a source pays above the dashed line "
+            "on the left and near it on the right. Shaded: steps that drew by score.",
         )
     if any(run.event("scores").get("edges") for run in runs):
         yield _figure(

@@ -6,6 +6,7 @@ proposal. Such a loss is refused rather than silently replaced by another object
 denominator of its own is given its defined meaning, and that meaning is said once.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -65,7 +66,7 @@ def _refuse_dependence(loss_fn: LossFunction, outputs: Any, targets: Any, losses
     scale = losses.abs().max()
     if not torch.isfinite(scale):
         return
-    change = (alone - losses).abs().max()
+    change = (alone - losses).abs().nan_to_num(nan=math.inf).max()
     if bool(change > TOLERANCE * scale):
         raise UsageError(
             f"loss_fn gives an example another loss when the rest of its batch changes (by "

@@ -42,6 +42,9 @@ NORMS = 16
 KEPT = 8
 """One of so many batches of fresh scores is kept for the ratios of pools."""
 
+GROWTH = 1.05
+"""Decisions that change nothing are written down at steps that grow by this factor."""
+
 EVERY = 32
 """Steps between decisions."""
 
@@ -78,7 +81,7 @@ class Auto(AbstractPolicy):
         self._taken = self._probed = 0.0
         self._opened_at: int | None = None
         self._changed_at = 0
-        self._steps = self._learned = 0
+        self._steps = self._learned = self._write_at = 0
         self.batch_size = 0
 
     @property
@@ -198,10 +201,12 @@ class Auto(AbstractPolicy):
         )
         self._spending.decide(self.decision, self.batch_size)
         self.lr_factor = self._spending.lr_factor
-        if self._in_force == before and not first:
-            return
-        if self._in_force != before:
+        changed = self._in_force != before
+        if changed:
             self._changed_at = self._steps
+        if not (changed or first or self._steps >= self._write_at):
+            return
+        self._write_at = int(self._steps * GROWTH) + EVERY
         if self._opened_at is None and self.in_use != "off":
             self._opened_at = self._steps
         self.news.append(

@@ -16,7 +16,7 @@ from gradsift.records import Draw, ScoreUpdate
 from gradsift.sampling.draws import Stratified
 from gradsift.sampling.table import ScoreTable
 
-REFRESHES = 4
+REFRESHES = 8
 """How often per epoch the means over the whole table are taken anew."""
 
 
