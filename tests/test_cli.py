@@ -203,6 +203,15 @@ def data(): return Interrupting(), TensorDataset(torch.ones(2, 2), torch.tensor(
 """
 
 
+@pytest.fixture
+def heard():
+    """SIGINT is heard, even where a shell that started the tests in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heard")
 @pytest.mark.parametrize(("when", "complete"), [("300", True), ("30", False)])
 def test_ctrl_c_is_status_130(workplace, capsys, monkeypatch, when, complete):
     """The read of example 300 is in the run; the 30th is before it, while data are checked."""

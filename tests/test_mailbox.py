@@ -5,6 +5,7 @@ from torch import Tensor
 
 from gradsift.records import ScoreUpdate, WeightedBatch
 from gradsift.sifting.mailbox import Mailbox, Reported
+from gradsift.sifting.observations import Scored
 
 
 def report(number: int, *, scored: bool) -> Reported:
@@ -20,7 +21,10 @@ def report(number: int, *, scored: bool) -> Reported:
         report=lambda batch, outputs, losses: None,
     )
     scores: Tensor = ids.float() / 10
-    return Reported(batch, ids.float(), ScoreUpdate(ids, scores, number) if scored else None)
+    if not scored:
+        return Reported(batch, ids.float())
+    found = Scored(ScoreUpdate(ids, scores, number), batch.weights, drawn=True)
+    return Reported(batch, ids.float(), scores, (found,))
 
 
 def test_an_empty_box_gives_nothing() -> None:
@@ -47,9 +51,11 @@ def test_the_contents_are_unchanged() -> None:
     box.post(report(6, scored=False))
     first, second = box.collect()
     assert first.losses.tolist() == [4.0, 5.0]
-    assert first.update is not None
-    assert first.update.index.tolist() == [4, 5]
-    assert first.update.score.tolist() == [torch.tensor(0.4).item(), 0.5]
-    assert first.update.version == 4
-    assert second.update is None
+    assert first.scores is not None
+    assert first.scores.tolist() == [torch.tensor(0.4).item(), 0.5]
+    (found,) = first.scored
+    assert found.update.index.tolist() == [4, 5]
+    assert found.update.score.tolist() == [torch.tensor(0.4).item(), 0.5]
+    assert found.update.version == 4
+    assert (second.scores, second.scored) == (None, ())
     assert second.losses.tolist() == [6.0, 7.0]

@@ -68,14 +68,6 @@ def test_a_fixed_mixture_stays() -> None:
     assert memory.table.distribution == recipes["table"].distribution
 
 
-def told(memory: Memory, scores: Tensor, version: int, window: int = 8) -> None:
-    """The whole data set in a few batches, and a draw, before which they are taken in."""
-    for part in torch.arange(N).split(window):
-        memory.learn(ScoreUpdate(part, scores[part], version), torch.ones(len(part)))
-    memory.draw(3, torch.Generator())
-    memory.draw(2, torch.Generator())
-
-
 def test_prices_come_from_the_scores_before() -> None:
     """Against a twin that prices and updates all examples at once, in that order."""
     memory, twin = filled(adapts=False), filled(adapts=False)
@@ -83,7 +75,7 @@ def test_prices_come_from_the_scores_before() -> None:
     means = [twin.table.mean_power(exponent) for exponent in exponents]
     for version in range(2):
         scores = torch.arange(1.0, N + 1) * (1 + version)
-        told(memory, scores, 9 + version)
+        memory.learn(ScoreUpdate(torch.arange(N), scores, 9 + version), torch.ones(N))
         stale = twin.table.relative(torch.arange(N))
         twin.prices.add(scores, stale, torch.ones(N), N, means)
         twin.table.update(torch.arange(N), scores, 9 + version, torch.ones(N))
@@ -92,19 +84,6 @@ def test_prices_come_from_the_scores_before() -> None:
     for proposal in twin.prices.proposals:
         expected = twin.prices.ratio(proposal).value
         assert memory.prices.ratio(proposal).value == pytest.approx(expected, rel=1e-9)
-
-
-def test_scores_are_taken_in_by_windows_and_before_a_draw() -> None:
-    memory = Memory(recipes["table"], N, seed=0, adapts=False)
-    for version in range(WINDOW):
-        assert memory.table.seen == 0
-        part = ids(version * 2, 2)
-        memory.learn(ScoreUpdate(part, truth(part), 3 + version), torch.ones(2))
-    assert memory.table.seen == 2 * WINDOW
-    assert set(memory.table.ages(ids(0, 2 * WINDOW), 10).tolist()) == {7}
-    memory.learn(ScoreUpdate(ids(60, 4), truth(ids(60, 4)), 30), torch.ones(4))
-    memory.draw(4, torch.Generator())
-    assert memory.table.seen == 2 * WINDOW + 4
 
 
 def test_a_window_is_dealt_out_whole() -> None:

@@ -7,6 +7,7 @@ keeps its type.
 """
 
 from collections.abc import Callable, Sequence, Sized
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,12 +39,7 @@ def move(tree: Any, device: torch.device | str, *, non_blocking: bool = False) -
         >>> move({"x": torch.ones(2), "name": "a"}, "cpu")
         {'x': tensor([1., 1.]), 'name': 'a'}
     """
-
-    def send(leaf: Any) -> Any:
-        if isinstance(leaf, Tensor):
-            return leaf.to(device, non_blocking=non_blocking)
-        return leaf.to(device) if _moves_itself(leaf) else leaf
-
+    send = partial(_sent, device=device, non_blocking=non_blocking)
     if type(tree) in (list, tuple) and all(isinstance(leaf, Tensor) for leaf in tree):
         return type(tree)(map(send, tree))
     return pytree.tree_map(send, tree, is_leaf=_moves_itself)
@@ -179,6 +175,12 @@ def _join(path: tuple[Any, ...], leaves: list[Any]) -> Any:
         return kind(entry for leaf in leaves for entry in leaf)
     _refuse_opaque(path, first)
     return first
+
+
+def _sent(leaf: Any, device: torch.device | str, non_blocking: bool) -> Any:
+    if isinstance(leaf, Tensor):
+        return leaf.to(device, non_blocking=non_blocking)
+    return leaf.to(device) if _moves_itself(leaf) else leaf
 
 
 def _moves_itself(leaf: Any) -> bool:

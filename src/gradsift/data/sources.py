@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Int64
 from torch import Tensor
@@ -123,6 +124,10 @@ def _portion(passes: Passes, plan: Plan, size: int) -> Portion | None:
     return passes.take(size) if passes.carries_over else passes.next()
 
 
+def _portion_of(ids: Any) -> Portion:
+    return Portion(torch.from_numpy(np.array(ids, np.int64)))
+
+
 def _take_what_comes(batch_size: int) -> Plan:
     del batch_size
     return Plan()
@@ -135,7 +140,9 @@ class _PlannedBatches(Sampler[list[int]]):
         self.planned: deque[tuple[Plan, Portion, int]] = deque()
         self.planner: Planner = _take_what_comes
         self._passes = Passes(
-            lambda: (Portion(torch.tensor(ids, dtype=torch.int64)) for ids in iter(batch_sampler))
+            lambda: (
+                Portion(torch.from_numpy(np.array(ids, np.int64))) for ids in iter(batch_sampler)
+            )
         )
         self._steps = steps
         self._nominal = nominal

@@ -90,7 +90,7 @@ class MeasuredGate:
 
     margin: float = 0.02
     tolerance: float = 0.1
-    allowance: float = 0.01
+    allowance: float = 0.005
 
     def __post_init__(self) -> None:
         for name in ("margin", "tolerance", "allowance"):

@@ -88,14 +88,12 @@ def in_full_precision(tree: Any) -> Any:
         >>> in_full_precision(torch.ones(1, dtype=torch.bfloat16)).dtype
         torch.float32
     """
+    return per_leaf(tree, _in_full_precision)
 
-    def convert(leaf: Tensor) -> Tensor:
-        leaf = leaf.detach()
-        if leaf.is_floating_point() and leaf.dtype != torch.float64:
-            return leaf.float()
-        return leaf
 
-    return convert(tree) if isinstance(tree, Tensor) else per_leaf(tree, convert)
+def _in_full_precision(leaf: Tensor) -> Tensor:
+    leaf = leaf.detach()
+    return leaf.float() if leaf.is_floating_point() and leaf.dtype != torch.float64 else leaf
 
 
 def losses_of(loss_fn: LossFunction, outputs: Any, targets: Any) -> Float[Tensor, " batch"]:

@@ -1,7 +1,7 @@
 """The policy to leave on: it measures what each source of examples would give, and takes the best.
 
 It starts in the user's own order. Training steps give their scores away, as far as an allowance of
-one percent of the time permits while nothing is chosen; after one pass the table's proposals are
+half a percent of the time permits while nothing is chosen; after one pass the table's proposals are
 priced on them. Now and then a batch is looked at more closely: how long does scoring take, how much
 of the gradient is noise. Every few steps `MeasuredGate` compares progress per second.
 """
@@ -22,16 +22,13 @@ from gradsift.sampling.select import select
 from gradsift.scores.gradient_loop import gradient_norms
 from gradsift.sifting.candidates import Candidates, Chooser
 from gradsift.sifting.evidence import Costs, Evidence
-from gradsift.sifting.memory import Memory
+from gradsift.sifting.memory import WINDOW, Memory
 from gradsift.sifting.policy import AbstractPolicy
 from gradsift.sifting.probes import half_gradients, trainable
 from gradsift.sifting.spending import Spending
 
 OBSERVING = 0.6
 """Share of the gate's allowance that scores of training steps may take; probes have the rest."""
-
-TRIAL = 0.02
-"""Share that scores of training steps may take until the table was judged once."""
 
 WARM_UP = 16
 """Steps before the first probe."""
@@ -40,7 +37,7 @@ NORMS = 16
 """Examples whose exact gradient norms are taken in a probe."""
 
 KEPT = 8
-"""One of so many batches of fresh scores is kept for the ratios of pools."""
+"""One of so many fresh scores is kept for the ratios of pools."""
 
 GROWTH = 1.05
 """Decisions that change nothing are written down at steps that grow by this factor."""
@@ -63,6 +60,7 @@ class Auto(AbstractPolicy):
     """
 
     learns = True
+    window = WINDOW
 
     def __init__(self, chooser: Chooser, gate: MeasuredGate, memory: Memory | None) -> None:
         super().__init__()
@@ -72,16 +70,15 @@ class Auto(AbstractPolicy):
         self._chooser = chooser
         self._clock: AbstractClock = chooser.setup.clock
         self._gate = gate
-        self._trial = Allowance(max(TRIAL, gate.allowance))
         self._observing = Allowance(OBSERVING * gate.allowance)
         self._probing = Allowance((1 - OBSERVING) * gate.allowance)
         self._probes = cycle((self._probe_noise, self._probe_scoring, self._probe_norms))
         self._deciding = Costs()
         self._spending = Spending(chooser.setup.spend)
-        self._taken = self._probed = 0.0
+        self._probed = 0.0
         self._opened_at: int | None = None
         self._changed_at = 0
-        self._steps = self._learned = self._write_at = 0
+        self._steps = self._write_at = 0
         self.batch_size = 0
 
     @property
@@ -106,26 +103,22 @@ class Auto(AbstractPolicy):
 
     def wants_scores(self, *, drawn: bool) -> bool:
         """Always where they pay; within the allowance otherwise."""
-        allowance = self._observing if self._judged else self._trial
-        return drawn or allowance.allows(self._now())
+        return drawn or self._observing.allows(self._now())
 
-    def observed(self, seconds: float) -> None:
+    def observed(self, seconds: float, *, drawn: bool) -> None:
         """Notes what the scores of the step under way have cost."""
-        self._taken = seconds
+        self.evidence.observing.add(seconds)
+        self._pay_for_observing(seconds, drawn=drawn)
 
     def learn(self, update: ScoreUpdate, weights: Tensor, *, drawn: bool) -> None:
-        """Prices the batch and keeps its scores."""
+        """Prices trained batches and keeps their scores."""
         before = self._clock.now()
-        if self._learned % KEPT == 0:
-            self._keep(update, weights)
-        self._learned += 1
+        self._keep(update, weights)
         if self.memory is not None:
             self.memory.learn(update, weights)
-        seconds = self._taken + self._clock.now() - before
-        self.evidence.observing.add(seconds)
-        if not drawn:
-            self._observing.spend(seconds)
-            self._trial.spend(seconds)
+        seconds = self._clock.now() - before
+        self.evidence.observing.add(seconds, times=0)
+        self._pay_for_observing(seconds, drawn=drawn)
 
     def inspect(self, arrived: Candidates, ids: Tensor, batch_size: int) -> None:
         """Measures something on a batch of the user's own order, where the allowance permits."""
@@ -180,13 +173,17 @@ class Auto(AbstractPolicy):
         summary = self.summary()
         return f"{summary['state']}: {summary['reason']}"
 
+    def _pay_for_observing(self, seconds: float, *, drawn: bool) -> None:
+        if not drawn:
+            self._observing.spend(seconds)
+
     def _keep(self, update: ScoreUpdate, weights: Tensor) -> None:
+        ids, scores, weights = (part[::KEPT] for part in (update.index, update.score, weights))
         table = None if self.memory is None or not self.memory.complete else self.memory.table
         if table is None:
-            self.evidence.keep(update.score, weights)
+            self.evidence.keep(scores, weights)
         else:
-            of_table = 1 / (table.size * table.probabilities(update.index))
-            self.evidence.keep(update.score, weights, of_table)
+            self.evidence.keep(scores, weights, 1 / (table.size * table.probabilities(ids)))
 
     def _decide(self) -> None:
         offers = self.offers()
@@ -223,10 +220,6 @@ class Auto(AbstractPolicy):
         )
 
     @property
-    def _judged(self) -> bool:
-        return self.memory is None or self.memory.price is not None
-
-    @property
     def _in_first_pass(self) -> bool:
         return self.memory is not None and not self.memory.complete
 
@@ -246,7 +239,6 @@ class Auto(AbstractPolicy):
         self._chooser.score(batch, len(ids))
         self.evidence.scoring.add((self._clock.now() - before) / batch.count)
         if self.memory is not None:
-            self.memory.settle()
             before = self._clock.now()
             steps = self.memory.rehearse(len(ids))
             self.evidence.drawing.add((self._clock.now() - before) / steps)

@@ -3,7 +3,7 @@
 import math
 from collections import deque
 from collections.abc import Callable
-from statistics import fmean, stdev
+from statistics import stdev
 
 import torch
 from torch import Tensor
@@ -21,8 +21,8 @@ from gradsift.sampling.two_stage import two_stage_ratio_capped
 RATIOS = (1.5, 2.0, 3.0, 5.0)
 """Candidates per trained example, of the pools that are considered."""
 
-SAMPLE = 16
-"""Batches of fresh scores that a pool's ratio is solved on."""
+SAMPLE = 8
+"""Windows of training steps whose fresh scores a pool's ratio is solved on."""
 
 PARTS = 4
 """Parts of that sample whose spread says how sure the ratio is."""
@@ -53,11 +53,11 @@ class Costs:
     """
 
     def __init__(self) -> None:
-        self._latest: deque[float] = deque(maxlen=LATEST)
+        self._latest: deque[tuple[float, int]] = deque(maxlen=LATEST)
 
-    def add(self, seconds: float) -> None:
-        """Notes one more time."""
-        self._latest.append(seconds)
+    def add(self, seconds: float, times: int = 1) -> None:
+        """Notes one more time; none for work that belongs to the times noted already."""
+        self._latest.append((seconds, times))
 
     @property
     def known(self) -> bool:
@@ -67,7 +67,8 @@ class Costs:
     @property
     def mean(self) -> float:
         """In seconds; zero before the first time."""
-        return fmean(self._latest) if self._latest else 0.0
+        times = sum(times for _, times in self._latest)
+        return sum(seconds for seconds, _ in self._latest) / times if times else 0.0
 
 
 class Evidence:
@@ -94,7 +95,7 @@ class Evidence:
         self._fresh: deque[Tensor] = deque(maxlen=SAMPLE)
 
     def keep(self, scores: Tensor, weights: Tensor, table_weights: Tensor | None = None) -> None:
-        """Takes the fresh scores of a trained batch.
+        """Takes fresh scores of trained examples.
 
         Args:
             scores: one per example.

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from gradsift.monitors.moments import second_moments
 from gradsift.monitors.steps import StepLog
-from gradsift.records import ScoreUpdate, StepRecord, WeightedBatch
+from gradsift.records import StepRecord, WeightedBatch
 from gradsift.sampling.quarantine import neutralise
 from gradsift.scores.base import AbstractOutputScore
 from gradsift.sifting.mailbox import Mailbox, Reported
+from gradsift.sifting.observations import Observations, Scored
 from gradsift.sifting.policy import AbstractPolicy
 from gradsift.sifting.setup import Counts, Setup
 
@@ -40,7 +41,10 @@ class Feedback:
         self._step_log = StepLog(setup.log)
         self._start = 0.0
         self._record_due = False
-        self._wanted = False
+        score = setup.recipe.score
+        self._observations: Observations | None = None
+        if isinstance(score, AbstractOutputScore):
+            self._observations = Observations(score, setup.loss_fn, policy.window)
         self._last_reported = -1
 
     def begin(self) -> None:
@@ -56,17 +60,17 @@ class Feedback:
         if self._last_reported == self._counts.steps:
             return
         self._last_reported = self._counts.steps
-        score = self._setup.recipe.score
-        self._wanted = self._policy.wants_scores(drawn=batch.drawn)
-        is_recorded = self._record_due and batch.drawn and self._setup.recipe.scored
-        update = None
-        if isinstance(score, AbstractOutputScore) and (self._wanted or is_recorded):
-            before = self._setup.clock.now()
-            values = score.of_outputs(batch.loss_fn, outputs, batch.targets)
-            self._policy.observed(self._setup.clock.now() - before)
-            update = ScoreUpdate(batch.indices, values, self._counts.steps)
-        if update is not None or self._record_due or losses.device.type != "cpu":
-            self._mailbox.post(Reported(batch, losses.detach(), update))
+        scores: Tensor | None = None
+        found: list[Scored] = []
+        if self._observations is not None:
+            if self._policy.wants_scores(drawn=batch.drawn):
+                before = self._setup.clock.now()
+                found = self._observations.add(batch, outputs, self._counts.steps)
+                self._policy.observed(self._setup.clock.now() - before, drawn=batch.drawn)
+            if self._record_due and batch.drawn and self._setup.recipe.scored:
+                scores = self._observations.score(outputs, batch.targets)
+        if found or self._record_due or losses.device.type != "cpu":
+            self._mailbox.post(Reported(batch, losses.detach(), scores, tuple(found)))
 
     def collect(self) -> None:
         """Reads what the last step told, now that the next one begins.
@@ -78,8 +82,10 @@ class Feedback:
         for report in self._mailbox.collect():
             if report.batch.weights.device.type != "cpu":
                 report.batch.check_finite(report.losses)
-            if report.update is not None and self._wanted:
-                self._learn(report.batch, report.update)
+            for found in report.scored:
+                self.look(found.update.score)
+                weights = found.weights.cpu().double()
+                self._policy.learn(found.update, weights, drawn=found.drawn)
             if self._record_due:
                 self._write_step(report)
         self._say_if_silent()
@@ -108,11 +114,6 @@ class Feedback:
             self._setup.log.write("gate", step=self._counts.steps, seconds=self._now(), **values)
         self._policy.news.clear()
 
-    def _learn(self, batch: WeightedBatch, update: ScoreUpdate) -> None:
-        self.look(update.score)
-        weights = batch.weights.cpu().double()
-        self._policy.learn(update, weights, drawn=batch.drawn)
-
     def notice(self, text: str) -> None:
         """Says something about the run, once: as a warning of the log ``gradsift``, and kept."""
         if text in self.notices:
@@ -122,7 +123,7 @@ class Feedback:
         self._setup.log.write("event", step=self._counts.steps, seconds=self._now(), text=text)
 
     def _say_if_silent(self) -> None:
-        waits = self._policy.learns and isinstance(self._setup.recipe.score, AbstractOutputScore)
+        waits = self._policy.learns and self._observations is not None
         if waits and self._counts.steps == 2 and self._last_reported < 0:
             self.notice(
                 "no scores arrive, so sampling stays off: compute the loss by "
@@ -133,8 +134,8 @@ class Feedback:
         batch = report.batch
         weights = batch.weights.cpu().double()
         kappa = None
-        if report.update is not None and batch.drawn:
-            kappa = second_moments(report.update.score, weights, batch.size).efficiency
+        if report.scores is not None:
+            kappa = second_moments(report.scores, weights, batch.size).efficiency
         record = StepRecord(
             drawn=batch.drawn,
             loss=float((weights * report.losses.cpu().double()).sum() / batch.size),

@@ -6,7 +6,6 @@ that it weights.
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -107,9 +106,11 @@ class SiftedLoader:
         clock = self._setup.clock
         steps = self._source.epoch(self.policy.plan)
         before = clock.now()
-        while (fetched := self._fetch(steps)) is not None:
+        while (fetched := next(steps, None)) is not None:
+            data = move(fetched.data, self._device, non_blocking=True)
             loading = clock.now() - before
-            batch = self._prepare(fetched)
+            self.seconds.add("loading", loading)
+            batch = self._prepare(fetched, data)
             self._feedback.hand_out()
             self._counts.steps += 1
             self._counts.trained += len(batch)
@@ -152,15 +153,8 @@ class SiftedLoader:
                 "picked; recalibrate them before evaluation, or use GroupNorm"
             )
 
-    def _fetch(self, steps: Iterator[Fetched]) -> Fetched | None:
-        with self._setup.clock.timing(self.seconds, "loading"):
-            fetched = next(steps, None)
-            if fetched is None:
-                return None
-            return replace(fetched, data=move(fetched.data, self._device, non_blocking=True))
-
-    def _prepare(self, fetched: Fetched) -> WeightedBatch:
-        arrived = Candidates(*self._setup.split(fetched.data), count=len(fetched.ids))
+    def _prepare(self, fetched: Fetched, data: Any) -> WeightedBatch:
+        arrived = Candidates(*self._setup.split(data), count=len(fetched.ids))
         if not self._rehearsed:
             self._rehearsed = True
             for notice in self._chooser.rehearse(arrived, fetched.batch_size):
@@ -178,11 +172,15 @@ class SiftedLoader:
         return self._batch(chosen, fetched.ids[draw.positions], draw)
 
     def _batch(self, chosen: Candidates, ids: Tensor, draw: Draw | None) -> WeightedBatch:
-        weights = torch.ones(len(ids)) if draw is None else draw.weights
+        weights = (
+            torch.ones(len(ids), device=self._device)
+            if draw is None
+            else draw.weights.to(self._device, torch.get_default_dtype())
+        )
         return WeightedBatch(
             inputs=chosen.inputs,
             targets=chosen.targets,
-            weights=weights.to(self._device, torch.get_default_dtype()),
+            weights=weights,
             indices=ids.to(self._device),
             size=len(ids) if draw is None else draw.size,
             drawn=draw is not None,

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from gradsift.records import ScoreUpdate, WeightedBatch
+from gradsift.records import WeightedBatch
+from gradsift.sifting.observations import Scored
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,12 +21,14 @@ class Reported:
     Attributes:
         batch: the batch that was trained on.
         losses: the loss of each example, detached, in host memory.
-        update: the scores of the examples, or None where nobody wants them.
+        scores: of its examples, where the step is recorded; None otherwise.
+        scored: scores that became known with it, of this step or of several, oldest first.
     """
 
     batch: WeightedBatch
     losses: Tensor
-    update: ScoreUpdate | None
+    scores: Tensor | None = None
+    scored: tuple[Scored, ...] = ()
 
 
 class Mailbox:
@@ -44,10 +47,12 @@ class Mailbox:
         if report.losses.device.type == "cpu":
             self._waiting.append((report, None))
             return
-        update = report.update
-        if update is not None:
-            update = replace(update, index=_to_host(update.index), score=_to_host(update.score))
-        on_host = replace(report, losses=_to_host(report.losses), update=update)
+        on_host = replace(
+            report,
+            losses=_to_host(report.losses),
+            scores=None if report.scores is None else _to_host(report.scores),
+            scored=tuple(map(_scored_on_host, report.scored)),
+        )
         event = None
         if report.losses.device.type == "cuda":
             event = torch.cuda.Event()
@@ -62,6 +67,12 @@ class Mailbox:
             if event is not None:
                 event.synchronize()
         return [report for report, _ in arrived]
+
+
+def _scored_on_host(found: Scored) -> Scored:
+    index, score = _to_host(found.update.index), _to_host(found.update.score)
+    update = replace(found.update, index=index, score=score)
+    return replace(found, update=update, weights=_to_host(found.weights))
 
 
 def _to_host(values: Tensor) -> Tensor:

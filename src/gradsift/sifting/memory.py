@@ -52,7 +52,6 @@ class Memory:
         self._adapts = adapts
         self._passed = 0
         self._dealt: list[Draw] = []
-        self._waiting: list[tuple[ScoreUpdate, Tensor]] = []
         self._until_refresh = 0
         self._means: list[float] = []
 
@@ -66,14 +65,17 @@ class Memory:
         self._passed += examples
 
     def learn(self, update: ScoreUpdate, weights: Tensor) -> None:
-        """Takes the scores of a trained batch, which wait until there is a window of batches.
+        """Prices trained batches by the scores from before them, then keeps their own.
 
-        One update of many examples costs little more than one of few. They count as old as the
-        oldest of them.
+        Args:
+            update: of one or several steps. They count as old as the oldest of them.
+            weights: float64, those that each example was drawn with.
         """
-        self._waiting.append((update, weights))
-        if len(self._waiting) >= WINDOW:
-            self.settle()
+        if self.complete:
+            self._refresh(len(update.index))
+            stale = self.table.relative(update.index)
+            self.prices.add(update.score, stale, weights, len(update.index), self._means)
+        self.table.update(update.index, update.score, update.version, weights)
 
     def draw(self, size: int, generator: torch.Generator) -> Draw:
         """Examples out of the table, drawn for a window of steps at once and dealt out at random.
@@ -82,7 +84,6 @@ class Memory:
         stratified too, so that a window has less noise than as many separate draws.
         """
         if not self._dealt or self._dealt[-1].size != size:
-            self.settle()
             self._dealt = self._window(size, generator)
         return self._dealt.pop()
 
@@ -97,20 +98,6 @@ class Memory:
         return [
             Draw(drawn.positions[part], drawn.weights[part], size) for part in order.split(size)
         ]
-
-    def settle(self) -> None:
-        """Prices what waited by the scores from before it, then keeps its own."""
-        if not self._waiting:
-            return
-        updates, weights = zip(*self._waiting, strict=True)
-        self._waiting.clear()
-        ids = torch.cat([update.index for update in updates])
-        scores, drawn_with = torch.cat([update.score for update in updates]), torch.cat(weights)
-        if self.complete:
-            self._refresh(len(ids))
-            stale = self.table.relative(ids)
-            self.prices.add(scores, stale, drawn_with, len(ids), self._means)
-        self.table.update(ids, scores, updates[0].version, drawn_with)
 
     @property
     def price(self) -> Estimate | None:

@@ -28,9 +28,11 @@ class AbstractPolicy(ABC):
         news: decisions that were not written down yet, each as the values of a line of the log.
         lr_factor: how many times larger a step may be than the user's own.
         learns: whether scores of training steps are ever wanted.
+        window: training steps whose scores it takes together.
     """
 
     learns: bool = False
+    window: int = 1
 
     def __init__(self) -> None:
         self.news: list[dict[str, Any]] = []
@@ -60,7 +62,7 @@ class AbstractPolicy(ABC):
         return False
 
     def learn(self, update: ScoreUpdate, weights: Tensor, *, drawn: bool) -> None:
-        """Takes the scores of a trained batch, and the weights it was trained with."""
+        """Takes the scores of trained batches, and the weights that they were trained with."""
         del update, weights, drawn
 
     def inspect(self, arrived: Candidates, ids: Tensor, batch_size: int) -> Tensor | None:
@@ -71,9 +73,9 @@ class AbstractPolicy(ABC):
         """Takes the fresh scores of a pool."""
         del scores, step
 
-    def observed(self, seconds: float) -> None:
-        """Learns what the scores of a training step have cost."""
-        del seconds
+    def observed(self, seconds: float, *, drawn: bool) -> None:
+        """Learns what it has cost to keep, and now and then to score, a training step."""
+        del seconds, drawn
 
     def timed(self, plan: Plan, seconds: float, loading: float) -> None:
         """Learns how long a whole step took, and its loading."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from gradsift.records import Plan, ScoreUpdate
-from gradsift.sifting.memory import Memory
+from gradsift.sifting.memory import WINDOW, Memory
 from gradsift.sifting.policy import AbstractPolicy
 
 
@@ -18,6 +18,7 @@ class Tabled(AbstractPolicy):
     """
 
     learns = True
+    window = WINDOW
 
     def __init__(self, memory: Memory, generator: torch.Generator) -> None:
         super().__init__()
