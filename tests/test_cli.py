@@ -23,7 +23,7 @@ from gradsift.trainer import Point
 READING = ["--label", "--drop", "--missing", "--task", "--unit", "--context"]
 FLAGS = [
     *("--data", *READING, "--model", "--recipe", "--batch-size", "--pool-ratio", "--lr"),
-    "--schedule",
+    *("--weight-decay", "--schedule"),
     *("--optimizer", "--norm", "--spend", "--budget", "--seed", "--device", "--out", "--clock"),
 ]
 SHORT = ("train", "--budget", "12steps", "--clock", "virtual")
@@ -81,6 +81,7 @@ def test_every_flag_reaches_the_run(workplace, capsys):
         "--batch-size": "8",
         "--pool-ratio": "2.5",
         "--lr": "0.02",
+        "--weight-decay": "0.001",
         "--schedule": "step",
         "--optimizer": "adamw",
         "--norm": "batch",
@@ -96,7 +97,13 @@ def test_every_flag_reaches_the_run(workplace, capsys):
     run = read_run(workplace / "o")
     found = run.event("settings")
     expected = {"recipe": "pool", "model": "wrn-10-1", "budget": "2steps", "batch_size": 8}
-    expected |= {"pool_ratio": 2.5, "lr": 0.02, "schedule": "step", "optimizer": "adamw"}
+    expected |= {
+        "pool_ratio": 2.5,
+        "lr": 0.02,
+        "weight_decay": 1e-3,
+        "schedule": "step",
+        "optimizer": "adamw",
+    }
     expected |= {"norm": "batch", "seed": 7, "device": "cpu"}
     assert {key: found[key] for key in expected} == expected
     assert run.summary.examples_scored == 2 * 20
@@ -133,6 +140,8 @@ BAD = [
     (["train", "--model", "wrn-17-2"], "10, 16, 22"),
     (["train", "--model", "mlp", "--norm", "batch"], "no normalisation"),
     (["train", "--model", "wrn-10-1", "--norm", "layer"], "group, batch"),
+    (["train", "--weight-decay", "-1"], "weight decay -1.0"),
+    (["train", "--weight-decay", "nan"], "weight decay nan"),
     (["train", "--schedule", "warmup"], "constant, cosine, linear, step"),
     (["train", "--optimizer", "lion"], "sgd, adam, adamw"),
     (["train", "--budget", "-3s"], "60s, 10ep or 2000steps"),

@@ -261,7 +261,11 @@ def test_optimisers_are_those_of_pytorch():
     assert adam.defaults["lr"] == 1e-3
     adamw = settings(optimizer="adamw", lr=0.25).optimise(parameters)
     assert isinstance(adamw, torch.optim.AdamW)
-    assert adamw.defaults["lr"] == 0.25
+    assert (adamw.defaults["lr"], adamw.defaults["weight_decay"]) == (0.25, 0.01)
+    for name in OPTIMIZERS:
+        decaying = settings(optimizer=name, weight_decay=0.5).optimise(parameters)
+        assert decaying.defaults["weight_decay"] == 0.5
+    assert sgd.defaults["weight_decay"] == adam.defaults["weight_decay"] == 0
 
 
 def test_settings_are_listed_as_they_take_effect():
@@ -272,6 +276,7 @@ def test_settings_are_listed_as_they_take_effect():
         "batch_size": BATCH,
         "pool_ratio": 3.0,
         "lr": 0.05,
+        "weight_decay": 0.0,
         "schedule": "cosine",
         "optimizer": "sgd",
         "norm": "group",

@@ -12,6 +12,10 @@ BatchSize = Annotated[int, typer.Option(help="Examples per step.")]
 Lr = Annotated[
     float | None, typer.Option(help="Learning rate.", show_default="0.05 (sgd), 0.001 (adam)")
 ]
+WeightDecay = Annotated[
+    float | None,
+    typer.Option(help="Of the optimizer.", show_default="0 (sgd, adam), 0.01 (adamw)"),
+]
 OptimizerName = Annotated[str, typer.Option(help=f"One of {', '.join(OPTIMIZERS)}.")]
 Norm = Annotated[str | None, typer.Option(help="group or batch, for wrn.", show_default="group")]
 Seed = Annotated[int, typer.Option(help="Of everything random.")]

@@ -12,7 +12,17 @@ import typer
 from torch import nn
 
 from gradsift.budget import parse_budget
-from gradsift.cli.flags import BatchSize, ClockName, Device, Lr, Model, Norm, OptimizerName, Seed
+from gradsift.cli.flags import (
+    BatchSize,
+    ClockName,
+    Device,
+    Lr,
+    Model,
+    Norm,
+    OptimizerName,
+    Seed,
+    WeightDecay,
+)
 from gradsift.cli.reading import Context, Data, Drop, Label, Missing, Task, Unit
 from gradsift.clock import VirtualClock, WallClock
 from gradsift.data.named import ReadOptions, load_problem
@@ -39,6 +49,7 @@ def probe_command(
     ] = None,
     batch_size: BatchSize = 64,
     lr: Lr = None,
+    weight_decay: WeightDecay = None,
     optimizer: OptimizerName = "sgd",
     norm: Norm = None,
     budget: Annotated[str, typer.Option(help="Seconds of training, such as 30s.")] = "30s",
@@ -57,6 +68,7 @@ def probe_command(
         model=model,
         batch_size=batch_size,
         lr=lr,
+        weight_decay=weight_decay,
         optimizer=optimizer,
         norm=norm,
         seed=seed,

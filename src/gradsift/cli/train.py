@@ -10,7 +10,17 @@ import typer
 from rich.console import Console
 
 from gradsift.budget import parse_budget
-from gradsift.cli.flags import BatchSize, ClockName, Device, Lr, Model, Norm, OptimizerName, Seed
+from gradsift.cli.flags import (
+    BatchSize,
+    ClockName,
+    Device,
+    Lr,
+    Model,
+    Norm,
+    OptimizerName,
+    Seed,
+    WeightDecay,
+)
 from gradsift.cli.reading import Context, Data, Drop, Label, Missing, Task, Unit
 from gradsift.cli.table import table
 from gradsift.cli.watch import Bar, Lines
@@ -46,6 +56,7 @@ def train(
         float | None, typer.Option(help="Candidates per trained example.", show_default="recipe's")
     ] = None,
     lr: Lr = None,
+    weight_decay: WeightDecay = None,
     schedule: Annotated[
         str, typer.Option(help=f"Of the learning rate, over the budget: {', '.join(SCHEDULES)}.")
     ] = "cosine",
@@ -70,6 +81,7 @@ def train(
         batch_size=batch_size,
         pool_ratio=pool_ratio,
         lr=lr,
+        weight_decay=weight_decay,
         schedule=schedule,
         optimizer=optimizer,
         norm=norm,

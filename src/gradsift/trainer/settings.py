@@ -18,25 +18,44 @@ from gradsift.recipes import Recipe, recipes
 from gradsift.schedule import find_schedule
 from gradsift.sifting.spending import check_spend
 
-MakeOptimizer = Callable[[Iterable[nn.Parameter], float], Optimizer]
+Parameters = Iterable[nn.Parameter]
 
 
-def _sgd(parameters: Iterable[nn.Parameter], lr: float) -> Optimizer:
-    return SGD(parameters, lr=lr, momentum=0.9)
+@dataclass(frozen=True)
+class Family:
+    """A kind of optimiser.
+
+    Attributes:
+        make: from parameters, learning rate and weight decay.
+        lr: the learning rate where none is given.
+        weight_decay: likewise, as PyTorch has it.
+    """
+
+    make: Callable[[Parameters, float, float], Optimizer]
+    lr: float
+    weight_decay: float = 0.0
 
 
-def _adam(parameters: Iterable[nn.Parameter], lr: float) -> Optimizer:
-    return Adam(parameters, lr=lr)
+def _sgd(parameters: Parameters, lr: float, weight_decay: float) -> Optimizer:
+    return SGD(parameters, lr=lr, momentum=0.9, weight_decay=weight_decay)
 
 
-def _adamw(parameters: Iterable[nn.Parameter], lr: float) -> Optimizer:
-    return AdamW(parameters, lr=lr)
+def _adam(parameters: Parameters, lr: float, weight_decay: float) -> Optimizer:
+    return Adam(parameters, lr=lr, weight_decay=weight_decay)
 
 
-OPTIMIZERS: Mapping[str, tuple[MakeOptimizer, float]] = MappingProxyType(
-    {"sgd": (_sgd, 0.05), "adam": (_adam, 1e-3), "adamw": (_adamw, 1e-3)}
+def _adamw(parameters: Parameters, lr: float, weight_decay: float) -> Optimizer:
+    return AdamW(parameters, lr=lr, weight_decay=weight_decay)
+
+
+OPTIMIZERS: Mapping[str, Family] = MappingProxyType(
+    {
+        "sgd": Family(_sgd, lr=0.05),
+        "adam": Family(_adam, lr=1e-3),
+        "adamw": Family(_adamw, lr=1e-3, weight_decay=0.01),
+    }
 )
-"""How each optimiser is made, and its learning rate where none is given. SGD has momentum 0.9."""
+"""How each optimiser is made. SGD has momentum 0.9."""
 
 
 DEFAULT_BUDGET = Budget("seconds", 10)
@@ -53,6 +72,7 @@ class Settings:
         batch_size: examples per step.
         pool_ratio: candidates per trained example; None leaves the recipe's own.
         lr: learning rate at the start; None takes the optimiser's usual one.
+        weight_decay: of the optimiser; None takes its usual one.
         schedule: of the learning rate over the budget: constant, cosine, linear or step.
         optimizer: sgd (with momentum 0.9), adam or adamw.
         norm: group or batch, for the model that normalises (wrn); None takes group.
@@ -77,6 +97,7 @@ class Settings:
     batch_size: int = 64
     pool_ratio: float | None = None
     lr: float | None = None
+    weight_decay: float | None = None
     schedule: str = "cosine"
     optimizer: str = "sgd"
     norm: str | None = None
@@ -89,6 +110,9 @@ class Settings:
             raise UsageError(f"batch size {self.batch_size} received, expected at least 1")
         if self.lr is not None and not (math.isfinite(self.lr) and self.lr > 0):
             raise UsageError(f"lr {self.lr} received, expected a positive finite number")
+        decay = self.weight_decay
+        if decay is not None and not (math.isfinite(decay) and decay >= 0):
+            raise UsageError(f"weight decay {decay} received, expected a finite number >= 0")
         if not 0 <= self.seed < 2**63:
             raise UsageError(f"seed {self.seed} received, expected a whole number from 0 to 2^63-1")
         if self.optimizer not in OPTIMIZERS:
@@ -102,7 +126,13 @@ class Settings:
     @property
     def learning_rate(self) -> float:
         """The learning rate at the start."""
-        return OPTIMIZERS[self.optimizer][1] if self.lr is None else float(self.lr)
+        return OPTIMIZERS[self.optimizer].lr if self.lr is None else float(self.lr)
+
+    @property
+    def decay(self) -> float:
+        """The weight decay in use."""
+        usual = OPTIMIZERS[self.optimizer].weight_decay
+        return usual if self.weight_decay is None else float(self.weight_decay)
 
     def assembled(self) -> Recipe:
         """The recipe itself, with the pool ratio that was asked for.
@@ -127,7 +157,7 @@ class Settings:
 
     def optimise(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
         """A fresh optimiser at the learning rate of the start."""
-        return OPTIMIZERS[self.optimizer][0](parameters, self.learning_rate)
+        return OPTIMIZERS[self.optimizer].make(parameters, self.learning_rate, self.decay)
 
     def listed(self) -> dict[str, Any]:
         """Every setting as plain values, in a stable order, for logs and reports."""
@@ -135,6 +165,7 @@ class Settings:
             **asdict(self),
             "budget": str(self.budget),
             "lr": self.learning_rate,
+            "weight_decay": self.decay,
             "norm": norm_in_use(self.model, self.norm),
             "pool_ratio": self.assembled().ratio if self.assembled().source == "pool" else None,
         }
