@@ -16,7 +16,7 @@ import gradsift
 from gradsift import UsageError
 from gradsift.cli import entry
 from gradsift.clock import VirtualClock
-from gradsift.monitors.spending import progress_per_second
+from gradsift.monitors.spending import kept_step_gain
 
 LOSS = nn.CrossEntropyLoss(reduction="none")
 N, BATCH = 512, 16
@@ -83,10 +83,9 @@ def test_the_cost_of_scoring_is_that_of_the_clock(found: gradsift.Prospects) -> 
 
 
 def test_gains_are_progress_per_second(found: gradsift.Prospects) -> None:
-    plain = progress_per_second(1.0, found.noise_scale, BATCH, 1.0)
     for source in found.sources:
-        gain = progress_per_second(source.variance_ratio, found.noise_scale, BATCH, source.seconds)
-        assert source.gain == pytest.approx(gain / plain)
+        kept = kept_step_gain(source.variance_ratio, found.noise_scale, BATCH)
+        assert source.gain == pytest.approx(max(kept, 0.0) / source.seconds)
 
 
 def test_even_scores_are_left_alone() -> None:

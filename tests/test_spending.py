@@ -15,11 +15,11 @@ from gradsift.errors import UsageError
 from gradsift.monitors.spending import (
     allowed_batch,
     equal_noise_batch,
+    kept_step_gain,
     lr_factor,
     noise_scale,
     pool_equal_noise_batch,
     progress,
-    progress_per_second,
 )
 from gradsift.sampling.inclusion import capped_inclusion
 
@@ -266,12 +266,6 @@ def test_equal_noise_is_equal_progress() -> None:
     )
 
 
-@pytest.mark.parametrize("seconds", [0.01, 3.0])
-def test_progress_per_second_divides(seconds: float) -> None:
-    got = progress_per_second(2.0, 30.0, 64, seconds)
-    assert got == pytest.approx(progress(2.0, 30.0, 64) / seconds, rel=1e-12)
-
-
 def excess_loss(step: float, noise: float, steps: int) -> float:
     """The expected loss of a quadratic from 1, ``noise`` being the trace of one batch."""
     loss = 1.0
@@ -281,15 +275,32 @@ def excess_loss(step: float, noise: float, steps: int) -> float:
 
 
 def test_at_twice_the_cost_a_gain_of_two_pays_only_where_noise_dominates() -> None:
-    """An unchanged step: half as many steps of less noise, against the twin's whole run."""
+    """A small unchanged step: half as many steps of less noise, against the twin's whole run."""
     step, steps, ratio = 0.005, 200, 2.16
     quiet = excess_loss(step, 1e-9, steps // 2) / excess_loss(step, 1e-9, steps)
     noisy = excess_loss(step, 1e3, 4000) / excess_loss(step, 1e3 / ratio, 2000)
     assert quiet == pytest.approx(math.e, rel=0.01)
     assert noisy == pytest.approx(ratio, rel=0.01)
-    for scale, pays in ((0.0, False), (1e6, True)):
-        drawn = progress_per_second(ratio, scale, 1, 2.0)
-        assert (drawn > progress_per_second(1.0, scale, 1, 1.0)) == pays
+
+
+@pytest.mark.parametrize("ratio", [0.4, 1.0, 1.5, 6.0])
+@pytest.mark.parametrize("noise", [0.1, 1.0, 30.0])
+def test_the_gain_of_an_unchanged_step_is_that_of_one_step(ratio: float, noise: float) -> None:
+    """Twin: the mean decrease of one step on ``θ²/2`` from 1, at the step that suits uniform."""
+    step = 1 / (1 + noise)
+    uniform, drawn = (0.5 - excess_loss_from_one(step, noise / r) for r in (1.0, ratio))
+    assert kept_step_gain(ratio, 64 * noise, 64) == pytest.approx(drawn / uniform, rel=1e-9)
+
+
+def excess_loss_from_one(step: float, noise: float) -> float:
+    return ((1 - step) ** 2 + step**2 * noise) / 2
+
+
+def test_the_limits_of_the_gain_of_an_unchanged_step() -> None:
+    assert kept_step_gain(4.0, math.inf, 64) == 1.75
+    assert kept_step_gain(4.0, 1e12, 64) == pytest.approx(1.75)
+    assert kept_step_gain(4.0, 0.0, 64) == kept_step_gain(0.0, 0.0, 64) == 1.0
+    assert kept_step_gain(0.0, 1.0, 64) == -math.inf
 
 
 NAN = math.nan
@@ -315,7 +326,8 @@ NAN = math.nan
         (lambda: progress(NAN, 1.0, 64), "received ratio nan and"),
         (lambda: progress(2.0, -1.0, 64), r"and noise_scale -1\.0, expected"),
         (lambda: progress(2.0, NAN, 64), "and noise_scale nan"),
-        (lambda: progress_per_second(2.0, 1.0, 64, 0.0), r"received seconds 0\.0"),
+        (lambda: kept_step_gain(NAN, 1.0, 64), "received ratio nan and"),
+        (lambda: kept_step_gain(2.0, 1.0, 0), "received batch 0"),
     ],
 )
 def test_numbers_out_of_range_are_refused(call: Callable[[], float], message: str) -> None:

@@ -15,9 +15,8 @@ from torch.optim import SGD, Optimizer
 from gradsift.clock import AbstractClock, WallClock
 from gradsift.data.split import Split, split_batch
 from gradsift.errors import UsageError
-from gradsift.gate import MeasuredGate, Offer
+from gradsift.gate import MeasuredGate, Offer, gain
 from gradsift.monitors.log import NullLog
-from gradsift.monitors.spending import progress_per_second
 from gradsift.recipes import Recipe
 from gradsift.records import LossFunction, Source
 from gradsift.scores.base import Forward, call_model
@@ -40,7 +39,7 @@ class Prospect:
         variance_ratio: second moment of the gradient, uniform over drawn, as estimated.
         lower: the lower end of its interval, two standard errors below.
         seconds: of a step, over those of a plain one.
-        gain: progress per second over that of the plain order, at step sizes that suit the noise.
+        gain: progress per second over that of the plain order, at an unchanged step size.
         gain_lower: the same at the lower end.
     """
 
@@ -215,19 +214,14 @@ def _prospects(train: SiftedLoader, policy: Auto) -> Prospects:
 
 
 def _prospect(offer: Offer, plain: Offer, scale: float, batch_size: int) -> Prospect:
-    reference = progress_per_second(1.0, scale, batch_size, plain.seconds)
-    gain, lower = (
-        progress_per_second(ratio, scale, batch_size, offer.seconds) / reference
-        for ratio in (offer.variance_ratio, max(offer.lower, 0.0))
-    )
     return Prospect(
         offer.source,
         offer.candidates,
         offer.variance_ratio,
         offer.lower,
         offer.seconds / plain.seconds,
-        gain,
-        lower,
+        gain(offer, plain, scale, batch_size),
+        gain(offer, plain, scale, batch_size, lower=True),
     )
 
 

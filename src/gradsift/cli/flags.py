@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+from gradsift.clock import AbstractClock, VirtualClock
+from gradsift.errors import UsageError
 from gradsift.models import FAMILIES
 from gradsift.trainer.settings import OPTIMIZERS
 
@@ -21,3 +23,18 @@ Norm = Annotated[str | None, typer.Option(help="group or batch, for wrn.", show_
 Seed = Annotated[int, typer.Option(help="Of everything random.")]
 Device = Annotated[str, typer.Option(help="Such as cpu or cuda:0.")]
 ClockName = Annotated[str, typer.Option(help="wall, or virtual: a fixed cost per example.")]
+
+
+def find_clock(name: str) -> AbstractClock | None:
+    """The clock of a name; None for real seconds, whose clock depends on the device.
+
+    Raises:
+        UsageError: for an unknown name.
+
+    Example:
+        >>> find_clock("virtual").now(), find_clock("wall")
+        (0.0, None)
+    """
+    if name not in ("wall", "virtual"):
+        raise UsageError(f"clock {name!r} is unknown: choose wall or virtual")
+    return VirtualClock() if name == "virtual" else None

@@ -22,9 +22,10 @@ from gradsift.cli.flags import (
     OptimizerName,
     Seed,
     WeightDecay,
+    find_clock,
 )
 from gradsift.cli.reading import Context, Data, Drop, Label, Missing, Task, Unit
-from gradsift.clock import VirtualClock, WallClock
+from gradsift.clock import WallClock
 from gradsift.data.named import ReadOptions, load_problem
 from gradsift.errors import DataError, UsageError
 from gradsift.prospect import Prospects, probe
@@ -62,8 +63,7 @@ def probe_command(
 ) -> int:
     """Train a copy for a short while and say whether sampling by score would pay."""
     seconds = _seconds(budget)
-    if clock not in ("wall", "virtual"):
-        raise UsageError(f"clock {clock!r} is unknown: choose wall or virtual")
+    counted = find_clock(clock)
     settings = Settings(
         model=model,
         batch_size=batch_size,
@@ -92,7 +92,7 @@ def probe_command(
             seconds=seconds,
             device=place,
             seed=seed,
-            clock=VirtualClock() if clock == "virtual" else WallClock(place),
+            clock=counted or WallClock(place),
         )
     typer.echo(str(found))
     if out is not None:

@@ -20,14 +20,14 @@ from gradsift.cli.flags import (
     OptimizerName,
     Seed,
     WeightDecay,
+    find_clock,
 )
 from gradsift.cli.reading import Context, Data, Drop, Label, Missing, Task, Unit
 from gradsift.cli.table import table
 from gradsift.cli.watch import Bar, Lines
-from gradsift.clock import AbstractClock, VirtualClock
+from gradsift.clock import AbstractClock
 from gradsift.data.named import ReadOptions, load_problem
 from gradsift.data.problem import Problem
-from gradsift.errors import UsageError
 from gradsift.recipes import recipes
 from gradsift.report.page import FILE, write_page
 from gradsift.report.runs import read_run
@@ -90,7 +90,7 @@ def train(
         device=device,
     )
     reading = ReadOptions(label, tuple(drop or ()), missing, task, seed, unit, context)
-    seconds = _clock(clock)
+    seconds = find_clock(clock)
     folder = _free_folder() if out is None else out
     require_free(folder)
     problem = load_problem(data, reading)
@@ -113,13 +113,6 @@ def _watched(
         on_terminal = sys.stdout.isatty()
         progress = stack.enter_context(Bar(Console())) if on_terminal else Lines()
         return run(problem, settings, out=folder, clock=clock, progress=progress, command=command)
-
-
-def _clock(name: str) -> AbstractClock | None:
-    """None is the clock that the run makes for its own device."""
-    if name not in ("wall", "virtual"):
-        raise UsageError(f"clock {name!r} is unknown: choose wall or virtual")
-    return VirtualClock() if name == "virtual" else None
 
 
 def _free_folder() -> Path:

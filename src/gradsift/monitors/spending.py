@@ -222,47 +222,58 @@ def progress(ratio: float, noise_scale: float, batch: float) -> float:
         128.0
     """
     _check_positive("batch", batch)
-    if not (0 <= ratio < math.inf and noise_scale >= 0):
-        raise UsageError(
-            f"received ratio {ratio} and noise_scale {noise_scale}, expected a finite ratio >= 0 "
-            "of variances and examples >= 0"
-        )
+    _check_ratio(ratio, noise_scale)
     equivalent = batch * ratio
     if equivalent == 0 or math.isinf(noise_scale):
         return equivalent
     return (1 + noise_scale) / (1 + noise_scale / equivalent)
 
 
-def progress_per_second(ratio: float, noise_scale: float, batch: float, seconds: float) -> float:
-    """`progress` over the measured seconds of a whole step, loading included.
+def kept_step_gain(ratio: float, noise_scale: float, batch: float) -> float:
+    """Progress of a drawn step over that of a uniform one, when the step size stays as it is.
 
-    Only quotients of two sources at the same ``B_n`` mean something: above one, the first gets
-    further in the same time, **if** its step is the best for its noise. A step that is already
-    too small for its noise gains less.
+    By the model above, at the step ``η`` that is the best for **uniform** batches::
+
+        2 − (1 + B_n/(b R)) / (1 + B_n/b)
+
+    It is 1 at ``R = 1`` or where signal dominates, and ``2 − 1/R`` where noise does: a step that
+    is not lengthened gains at most a factor of two, however little noise is left. (`progress` is
+    for steps that are.) Divide by the relative seconds of a step: then it is above one where the
+    drawn batches get further in the same time. Below zero a step leads away from the minimum.
 
     Args:
         ratio: ``R``, of variances, >= 0.
         noise_scale: ``B_n``, examples, >= 0 or infinity.
         batch: ``b``, examples, above 0.
-        seconds: per step, above 0.
 
     Raises:
         UsageError: for numbers out of range.
 
     Example:
-        >>> def gain(scale: float) -> float:
-        ...     table = progress_per_second(2.16, scale, batch=64, seconds=2.0)
-        ...     return round(table / progress_per_second(1.0, scale, batch=64, seconds=1.0), 2)
-        >>> gain(0.0), gain(64.0), gain(float("inf"))
-        (0.5, 0.68, 1.08)
+        >>> [round(kept_step_gain(2.16, scale, 64), 2) for scale in (0.0, 64.0, float("inf"))]
+        [1.0, 1.27, 1.54]
     """
-    _check_positive("seconds", seconds)
-    return progress(ratio, noise_scale, batch) / seconds
+    _check_positive("batch", batch)
+    _check_ratio(ratio, noise_scale)
+    if ratio == 0:
+        return -math.inf if noise_scale else 1.0
+    if math.isinf(noise_scale):
+        return 2 - 1 / ratio
+    noise = noise_scale / batch
+    return 2 - (1 + noise / ratio) / (1 + noise)
 
 
 def _check_positive(name: str, value: float) -> None:
     if not 0 < value < math.inf:
         raise UsageError(f"received {name} {value}, expected a finite number above 0")
+
+
+def _check_ratio(ratio: float, noise_scale: float) -> None:
+    if not (0 <= ratio < math.inf and noise_scale >= 0):
+        raise UsageError(
+            f"received ratio {ratio} and noise_scale {noise_scale}, expected a finite ratio >= 0 "
+            "of variances and examples >= 0"
+        )
 
 
 def _signal(mean_square: float) -> float:
