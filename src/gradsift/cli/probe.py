@@ -96,8 +96,7 @@ def probe_command(
         )
     typer.echo(str(found))
     if out is not None:
-        _write(out, found)
-        typer.echo(f"\nfigures: {out / 'probe.svg'}, numbers: {out / 'probe.json'}")
+        typer.echo(_write(out, found))
     return 0
 
 
@@ -126,10 +125,11 @@ def _load(network: nn.Module, checkpoint: Path) -> None:
         ) from error
 
 
-def _write(out: Path, found: Prospects) -> None:
+def _write(out: Path, found: Prospects) -> str:
     out.mkdir(parents=True, exist_ok=True)
     write_whole(out / "probe.json", json.dumps(_finite(asdict(found)), indent=2, allow_nan=False))
     write_whole(out / "probe.svg", figures.svg(prospects, found))
+    return f"\nfigures: {out / 'probe.svg'}, numbers: {out / 'probe.json'}"
 
 
 def _finite(value: Any) -> Any:
