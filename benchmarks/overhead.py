@@ -17,24 +17,26 @@ import argparse
 import json
 import os
 import platform
-import statistics
-import time
-from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from itertools import chain, repeat
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from gradsift import Recipe, recipes, sift
-from gradsift.comparison.machine import between, read_meters
+from gradsift import Recipe, recipes
 from gradsift.gate import MeasuredGate
 from gradsift.models import build_model
+from paired import loop, take_turns
 
 LOSS = nn.CrossEntropyLoss(reduction="none")
 SHAPE, CLASSES = (1, 28, 28), 10
+SMALL = {"small-mlp": "mlp"}
+"""Models of the command line under another name here: 784-256-256-10 takes 3 ms per step."""
+
+WARM_UP = 256
+"""Steps after the first pass, before anything is timed."""
+
 SHUT = replace(recipes["auto"], gate=MeasuredGate(margin=1e9), name="shut")
 ARMS: dict[str, Recipe | None] = {
     "plain": None,
@@ -77,64 +79,39 @@ def images(count: int) -> TensorDataset:
     return TensorDataset(0.3 * centres[labels] + noise, labels)
 
 
-def stepper(
-    recipe: Recipe | None, name: str, data: TensorDataset, batch: int
-) -> Callable[[], None]:
-    """One training step of an arm, each time it is called."""
-    model = build_model(name, SHAPE, CLASSES, generator=torch.Generator().manual_seed(0))
-    optimizer = torch.optim.SGD(model.parameters(), 0.02, momentum=0.9)
-    loader = DataLoader(data, batch_size=batch, shuffle=True, drop_last=True)
-    losses = _plain(loader, model) if recipe is None else _sifted(loader, model, recipe)
-
-    def step() -> None:
-        loss = next(losses)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-    return step
-
-
-def _plain(loader: DataLoader, model: nn.Module) -> Iterator[Tensor]:
-    for inputs, targets in chain.from_iterable(repeat(loader)):
-        yield LOSS(model(inputs), targets).mean()
-
-
-def _sifted(loader: DataLoader, model: nn.Module, recipe: Recipe) -> Iterator[Tensor]:
-    train = sift(loader, model, LOSS, recipe=recipe)
-    for batch in chain.from_iterable(repeat(train)):
-        yield batch.loss(model(batch.inputs))
+def build(name: str) -> nn.Module:
+    """The MLP of the papers (784-2048-2048-10), or a model of the command line."""
+    generator = torch.Generator().manual_seed(0)
+    if name != "mlp":
+        return build_model(SMALL.get(name, name), SHAPE, CLASSES, generator=generator)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        layers = [nn.Linear(784, 2048), nn.ReLU(), nn.Linear(2048, 2048), nn.ReLU()]
+        return nn.Sequential(nn.Flatten(), *layers, nn.Linear(2048, CLASSES))
 
 
 def measure(name: str, data: TensorDataset, batch: int, blocks: int, steps: int) -> list[Row]:
-    """Rounds of blocks; every place in a round falls to every arm equally often."""
-    work = {arm: stepper(recipe, name, data, batch) for arm, recipe in ARMS.items()}
-    for step in work.values():  # a whole pass, after which the table draws and the gate has looked
-        for _ in range(len(data) // batch + 64):
-            step()
-    times: dict[str, list[float]] = {arm: [] for arm in work}
-    before = read_meters()
-    for number in range(blocks):
-        place = number % len(work)
-        for arm in [*work, *work][place : place + len(work)]:
-            start = time.perf_counter()
-            for _ in range(steps):
-                work[arm]()
-            times[arm].append((time.perf_counter() - start) / steps)
-    foreign = between(before, read_meters()).foreign_cpu
+    """All arms on one model, after a whole pass and some steps, when the gate has looked."""
+    loops = {
+        arm: loop(recipe, build(name), DataLoader(data, batch, shuffle=True, drop_last=True), LOSS)
+        for arm, recipe in ARMS.items()
+    }
+    for each in loops.values():
+        for _ in range(len(data) // batch + WARM_UP):
+            each.step()
+    times = take_turns(loops, blocks, steps)
     rows = []
-    for arm, seconds in times.items():
-        ratios = [a / b for a, b in zip(seconds, times["plain"], strict=True)]
-        low, median, high = statistics.quantiles(ratios, n=4)
-        rows.append(Row(name, arm, median, low, high, 1e3 * statistics.median(seconds), foreign))
+    for arm in loops:
+        low, median, high = times.ratio(arm, "plain")
+        milliseconds = times.milliseconds(arm)
+        rows.append(Row(name, arm, median, low, high, milliseconds, times.foreign))
+        print(line(rows[-1], times.load), flush=True)
     return rows
 
 
-def line(row: Row) -> str:
-    load = "load unknown" if row.foreign is None else f"{row.foreign:.1%} foreign"
-    mark = ", contended" if row.foreign is not None and row.foreign > 0.05 else ""
+def line(row: Row, load: str) -> str:
     ratio = f"{row.median:.3f} [{row.low:.3f}, {row.high:.3f}]"
-    return f"{row.model:5} {row.arm:8} {row.milliseconds:8.3f} ms  {ratio}  {load}{mark}"
+    return f"{row.model:9} {row.arm:8} {row.milliseconds:8.3f} ms  {ratio}  {load}"
 
 
 def main() -> None:
@@ -165,9 +142,7 @@ def main() -> None:
     data = images(options.examples)
     rows = []
     for name in options.models:
-        found = measure(name, data, options.batch, options.blocks, options.steps)
-        print("\n".join(map(line, found)), flush=True)
-        rows += found
+        rows += measure(name, data, options.batch, options.blocks, options.steps)
     if options.out is not None:
         result = {"setting": setting, "rows": [asdict(row) for row in rows]}
         options.out.write_text(json.dumps(result, indent=2) + "\n")

@@ -92,6 +92,18 @@ def test_the_overhead_benchmark_runs(tmp_path: Path) -> None:
     assert {row["arm"] for row in rows} == {"plain", "again", "uniform", "shut", "table"}
 
 
+def test_the_benchmark_of_staying_off_runs(tmp_path: Path) -> None:
+    script = str(ROOT / "benchmarks/stays_off.py")
+    flags = ["--cases", "absolute", "--blocks", "2", "--threads", "1"]
+    printed = run(script, *flags, "--out", "off.json", folder=tmp_path)
+    rows = json.loads((tmp_path / "off.json").read_text())
+    assert [(row["arm"], row["opened"]) for row in rows] == [
+        *(("uniform", False), ("again", False), ("auto", False)),
+    ]
+    assert "auto" in printed
+    assert rows[-1]["says"].startswith("off: ")
+
+
 def test_the_table_benchmark_runs(tmp_path: Path) -> None:
     flags = ["--parts", "step", "--calls", "50", "--repeats", "2"]
     script = str(ROOT / "benchmarks/table.py")

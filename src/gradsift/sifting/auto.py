@@ -123,10 +123,10 @@ class Auto(AbstractPolicy):
     def inspect(self, arrived: Candidates, ids: Tensor, batch_size: int) -> None:
         """Measures something on a batch of the user's own order, where the allowance permits."""
         del batch_size
-        plain = self.evidence.times.median("off")
-        if plain is None or self._steps < WARM_UP:
+        if self._steps < WARM_UP or not self._probing.allows(self._now()):
             return
-        if self._probing.allows(self._now(), cost=plain):
+        plain = self.evidence.times.median("off")
+        if plain is not None and self._probing.allows(self._now(), cost=plain):
             before = self._clock.now()
             next(self._probes)(arrived, ids)
             self._probed = self._clock.now() - before

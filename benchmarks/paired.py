@@ -1,0 +1,104 @@
+"""Training loops that take turns, so that their seconds per step can be compared in pairs."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain, repeat
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from gradsift import Recipe, SiftedLoader, sift
+from gradsift.comparison.machine import between, read_meters
+from gradsift.records import LossFunction
+
+
+@dataclass(frozen=True, eq=False)
+class Loop:
+    """A training loop that goes one step further each time it is called.
+
+    Attributes:
+        step: takes one.
+        train: the sifted loader; None for the plain loop.
+    """
+
+    step: Callable[[], None]
+    train: SiftedLoader | None
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds per step of blocks that took turns.
+
+    Attributes:
+        blocks: of every loop, in order.
+        foreign: share of the cores that other processes took meanwhile; None where unknown.
+    """
+
+    blocks: Mapping[str, list[float]]
+    foreign: float | None
+
+    def ratio(self, name: str, reference: str) -> tuple[float, float, float]:
+        """Quartiles of the ratios within a round: low, median, high."""
+        pairs = zip(self.blocks[name], self.blocks[reference], strict=True)
+        low, median, high = statistics.quantiles([a / b for a, b in pairs], n=4)
+        return low, median, high
+
+    def milliseconds(self, name: str) -> float:
+        """Median of a step."""
+        return 1e3 * statistics.median(self.blocks[name])
+
+    @property
+    def load(self) -> str:
+        """In words."""
+        if self.foreign is None:
+            return "load unknown"
+        return f"{self.foreign:.1%} foreign" + (", contended" if self.foreign > 0.05 else "")
+
+
+def loop(
+    recipe: Recipe | None,
+    model: nn.Module,
+    loader: DataLoader[Any],
+    loss_fn: LossFunction,
+    lr: float = 0.02,
+) -> Loop:
+    """SGD with momentum, by the plain loop where there is no recipe."""
+    optimizer = torch.optim.SGD(model.parameters(), lr, momentum=0.9)
+    train = None if recipe is None else sift(loader, model, loss_fn, recipe=recipe)
+    losses = _plain(loader, model, loss_fn) if train is None else _sifted(train, model)
+
+    def step() -> None:
+        loss = next(losses)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return Loop(step, train)
+
+
+def take_turns(loops: Mapping[str, Loop], blocks: int, steps: int) -> Times:
+    """Rounds of blocks of steps; every place in a round falls to every loop equally often."""
+    times: dict[str, list[float]] = {name: [] for name in loops}
+    before = read_meters()
+    for number in range(blocks):
+        place = number % len(loops)
+        for name in [*loops, *loops][place : place + len(loops)]:
+            start = time.perf_counter()
+            for _ in range(steps):
+                loops[name].step()
+            times[name].append((time.perf_counter() - start) / steps)
+    return Times(times, between(before, read_meters()).foreign_cpu)
+
+
+def _plain(loader: DataLoader[Any], model: nn.Module, loss_fn: LossFunction) -> Iterator[Tensor]:
+    for inputs, targets in chain.from_iterable(repeat(loader)):
+        yield loss_fn(model(inputs), targets).mean()
+
+
+def _sifted(train: SiftedLoader, model: nn.Module) -> Iterator[Tensor]:
+    for batch in chain.from_iterable(repeat(train)):
+        yield batch.loss(model(batch.inputs))
