@@ -105,21 +105,6 @@ def test_a_window_is_dealt_out_whole() -> None:
     assert sorted(pairs.tolist()) == sorted(whole.tolist())
 
 
-def test_every_batch_of_a_window_is_unbiased(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Over all orders of dealing, one batch of b has b/S of what the window's S examples sum to."""
-    orders = [torch.tensor(order) for order in itertools.permutations(range(6))]
-    sums = torch.zeros(6, dtype=torch.float64)
-    table = Memory(recipes["table"], 6, seed=0, adapts=False).table
-    whole = table.draw(6, torch.Generator().manual_seed(1))
-    for order in orders:
-        memory = Memory(recipes["table"], 6, seed=0, adapts=False)
-        monkeypatch.setattr(torch, "randperm", lambda n, generator, order=order: order)
-        drawn = memory.draw(3, torch.Generator().manual_seed(1))
-        sums += torch.zeros(6, dtype=torch.float64).index_add_(0, drawn.positions, drawn.weights)
-    total = torch.zeros(6, dtype=torch.float64).index_add_(0, whole.positions, whole.weights)
-    assert torch.allclose(sums / len(orders), total * 3 / 6, rtol=1e-12)
-
-
 def test_windows_fit_small_data() -> None:
     memory = filled(adapts=False)
     assert len(memory.draw(N, torch.Generator()).positions) == N

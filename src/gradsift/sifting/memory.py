@@ -15,6 +15,7 @@ from gradsift.recipes.recipe import Recipe
 from gradsift.records import Draw, ScoreUpdate
 from gradsift.sampling.draws import Stratified
 from gradsift.sampling.table import ScoreTable
+from gradsift.sampling.windows import deal
 
 REFRESHES = 8
 """How often per epoch the means over the whole table are taken anew."""
@@ -78,10 +79,10 @@ class Memory:
         self.table.update(update.index, update.score, update.version, weights)
 
     def draw(self, size: int, generator: torch.Generator) -> Draw:
-        """Examples out of the table, drawn for a window of steps at once and dealt out at random.
+        """Examples out of the table, drawn for a window of steps at once and dealt out.
 
-        Every batch is unbiased on its own: a random part of a stratified draw. Together they are
-        stratified too, so that a window has less noise than as many separate draws.
+        Every batch is a stratified draw, unbiased on its own, and so are all of them together: a
+        window has less noise than as many separate draws.
         """
         if not self._dealt or self._dealt[-1].size != size:
             self._dealt = self._window(size, generator)
@@ -93,11 +94,7 @@ class Memory:
 
     def _window(self, size: int, generator: torch.Generator) -> list[Draw]:
         steps = max(1, min(WINDOW, self.table.size // size))
-        drawn = self.table.draw(steps * size, generator)
-        order = torch.randperm(len(drawn.positions), generator=generator)
-        return [
-            Draw(drawn.positions[part], drawn.weights[part], size) for part in order.split(size)
-        ]
+        return deal(self.table.draw(steps * size, generator), steps, generator)
 
     @property
     def price(self) -> Estimate | None:
