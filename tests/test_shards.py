@@ -116,3 +116,30 @@ def test_refusals() -> None:
     with pytest.raises(UsageError, match="a score table cannot draw by Proportional"):
         TableShard(3, Proportional(), smoothing=0.5)
     assert table.seen == 0
+
+
+@pytest.mark.parametrize("distribution", FLOORS, ids=repr)
+def test_a_split_table_goes_on_where_it_was(distribution: AbstractDistribution) -> None:
+    table, later = (ShardedTable([30, 1, 69], distribution=distribution) for _ in range(2))
+    for version in range(5):
+        table.update(table.draw(16).positions, torch.rand(16, generator=seeded(version)), version)
+    saved = table.state_dict()
+    expected = [table.draw(16) for _ in range(2)]
+    table.update(torch.arange(100), torch.ones(100), 9)
+    later.load_state_dict(saved)
+    for draw in expected:
+        again = later.draw(16)
+        assert torch.equal(again.positions, draw.positions)
+        assert torch.equal(again.weights, draw.weights)
+    assert later.seen == int(sum((part["versions"] >= 0).sum() for part in saved["shards"]))
+
+
+def test_a_state_of_another_split_is_refused_and_changes_nothing() -> None:
+    table, other = ShardedTable([3, 4]), ShardedTable([4, 3])
+    other.update(torch.arange(7), torch.arange(7.0), 1)
+    before = table.probabilities(torch.arange(7))
+    with pytest.raises(UsageError, match=r"\[4, 3\].*does not fit one with.*\[3, 4\]"):
+        table.load_state_dict(other.state_dict())
+    with pytest.raises(UsageError, match="None"):
+        table.load_state_dict({})
+    assert torch.equal(table.probabilities(torch.arange(7)), before)

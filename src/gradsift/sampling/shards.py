@@ -5,7 +5,8 @@ places of some points, and relative scores to keep. Levels belong to all example
 coordinator keeps the level and sends scores that are relative to it already.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,7 +48,8 @@ class TableShard:
 
     def __init__(self, size: int, distribution: AbstractDistribution, smoothing: float) -> None:
         self.size = size
-        self._scores = RelativeScores(size, TableLaw.of(distribution).summed, smoothing)
+        self._summed = TableLaw.of(distribution).summed
+        self._scores = RelativeScores(size, self._summed, smoothing)
 
     @property
     def total(self) -> float:
@@ -79,6 +81,17 @@ class TableShard:
     ) -> None:
         """Keeps scores that are relative to the level of all examples."""
         self._scores.store(ids, relative, version)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """A copy of its scores and versions."""
+        kept = self._scores.tree.leaves, self._scores.versions
+        relative, versions = (torch.from_numpy(part.copy()) for part in kept)
+        return {"relative": relative, "versions": versions}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Goes on where another shard of the same size was."""
+        self._scores.load(state["relative"].numpy(), state["versions"].numpy())
+        self._scores.tree.rebuild(self._summed)
 
 
 class ShardedTable:
@@ -195,6 +208,38 @@ class ShardedTable:
         for k, mine in self._owned(ids):
             masses[mine] = self.shards[k].masses(ids[mine] - self._starts[k], mixture)
         return torch.from_numpy(masses / self.size)
+
+    def state_dict(self) -> dict[str, Any]:
+        """A copy of everything that changes, the owners' parts included: tensors and numbers."""
+        return {
+            "sizes": [shard.size for shard in self.shards],
+            "law": [self._law.exponent, self._law.uniform],
+            "level": [self._level.moment, self._level.mass],
+            "shards": [shard.state_dict() for shard in self.shards],
+            "generator": self._generator.get_state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on, bit for bit, where another table of the same sizes and distribution was.
+
+        Raises:
+            UsageError: before anything is changed, for a state of other sizes or another
+                distribution.
+        """
+        mine = {
+            "sizes": [shard.size for shard in self.shards],
+            "law": [self._law.exponent, self._law.uniform],
+        }
+        theirs = {key: state.get(key) for key in mine}
+        if theirs != mine:
+            raise UsageError(
+                f"the state of a sharded table with {theirs} does not fit one with {mine}: make "
+                "the table with the sizes and the distribution that the state was saved with"
+            )
+        for shard, part in zip(self.shards, state["shards"], strict=True):
+            shard.load_state_dict(part)
+        self._level = Level(*state["level"])
+        self._generator.set_state(state["generator"])
 
     def _owned(self, ids: Int64[np.ndarray, " n"]) -> list[tuple[int, np.ndarray]]:
         """Each owner among some ids, and which of them it owns."""
