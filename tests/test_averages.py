@@ -255,7 +255,11 @@ def test_what_does_not_fit_is_refused() -> None:
 
 def test_an_estimate_has_an_interval_and_an_inverse() -> None:
     assert (Estimate(4.0, 0.5).lower, Estimate(4.0, 0.5).upper) == (3.0, 5.0)
-    assert Estimate(4.0, 0.5).inverse == Estimate(0.25, 0.03125)
+    assert Estimate(4.0, 0.5).inverse == Estimate(0.25, 0.03125, (1 / 5, 1 / 3))
+    assert Estimate(4.0, 0.5).inverse.inverse.lower == pytest.approx(3.0)
+    assert Estimate(0.1, 0.05).inverse.lower == 5.0
+    assert Estimate(0.1, 0.06).inverse.upper == math.inf
+    assert math.isnan(Estimate(-0.1, 0.01).inverse.value)
     unknown = Estimate(0.0, 0.0).inverse
     assert math.isnan(unknown.value)
     assert unknown.standard_error == math.inf

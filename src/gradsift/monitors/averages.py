@@ -29,32 +29,40 @@ class Estimate:
     Attributes:
         value: nan where nothing is known.
         standard_error: in the unit of the value, infinite where nothing is known about it.
+        ends: of its interval, where that is not two standard errors to either side.
 
     Example:
         >>> ratio = Estimate(2.0, 0.25)
-        >>> ratio.lower, ratio.upper, ratio.inverse
-        (1.5, 2.5, Estimate(value=0.5, standard_error=0.0625))
+        >>> ratio.lower, ratio.upper, ratio.inverse.lower, ratio.inverse.standard_error
+        (1.5, 2.5, 0.4, 0.0625)
     """
 
     value: float
     standard_error: float
+    ends: tuple[float, float] | None = None
 
     @property
     def lower(self) -> float:
-        """Two standard errors below."""
-        return self.value - 2 * self.standard_error
+        """Two standard errors below, or the end of its own interval."""
+        return self.value - 2 * self.standard_error if self.ends is None else self.ends[0]
 
     @property
     def upper(self) -> float:
-        """Two standard errors above."""
-        return self.value + 2 * self.standard_error
+        """Two standard errors above, or the end of its own interval."""
+        return self.value + 2 * self.standard_error if self.ends is None else self.ends[1]
 
     @property
     def inverse(self) -> "Estimate":
-        """One over it, with the same relative error; unknown where the value is zero or unknown."""
-        if not (self.value and math.isfinite(self.value)):
+        """One over a number that cannot be negative, with one over the ends of its interval.
+
+        The interval of a small number is wide beside it, and its inverse has one that is lopsided:
+        two standard errors below one over it may be far too low. Unknown where the value is not
+        above zero, or unknown.
+        """
+        if not 0 < self.value < math.inf:
             return Estimate(math.nan, math.inf)
-        return Estimate(1 / self.value, self.standard_error / self.value**2)
+        ends = 1 / self.upper, (1 / self.lower if self.lower > 0 else math.inf)
+        return Estimate(1 / self.value, self.standard_error / self.value**2, ends)
 
 
 class RatioAverage:

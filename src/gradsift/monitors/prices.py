@@ -47,21 +47,20 @@ class Prices:
 
     Example:
         >>> import torch
-        >>> prices = Prices(exponents=(1.0,), uniforms=(0.2, 1.0), momentum=0.9)
+        >>> prices = Prices(exponents=(1.0,), uniforms=(0.2, 0.9), momentum=0.9)
         >>> table = torch.tensor([0.0, 0.0, 0.0, 4.0], dtype=torch.float64)
         >>> fresh, ones = torch.tensor([0.1, 0.1, 0.1, 4.0]), torch.ones(4)
         >>> for _ in range(2):
         ...     prices.add(fresh, table, ones, size=4, mean_powers=[1.0])
-        >>> prices.best(None)
-        Proposal(exponent=1.0, uniform=0.2)
-        >>> round(prices.ratio(prices.best(None)).value, 2)
-        3.3
+        >>> better = prices.better(Proposal(1.0, 0.9))
+        >>> better, round(prices.ratio(better).value, 2)
+        (Proposal(exponent=1.0, uniform=0.2), 3.3)
     """
 
     def __init__(
         self,
         exponents: Sequence[float] = (0.5, 0.75, 1.0),
-        uniforms: Sequence[float] = (0.2, 0.3, 0.5, 0.7, 1.0),
+        uniforms: Sequence[float] = (0.2, 0.3, 0.5, 0.7),
         momentum: float = 0.99,
     ) -> None:
         self.exponents = tuple(exponents)
@@ -76,6 +75,7 @@ class Prices:
         powers = np.ones(count + 3)
         powers[count + 1 :] = 2.0
         self._average = RatioAverage(count + 3, momentum, powers)
+        self._differences = RatioAverage(count**2, momentum)
 
     def add(
         self,
@@ -104,6 +104,9 @@ class Prices:
         bottoms = np.full(count + 3, uniform)
         bottoms[count + 1 :] = batch.mean
         self._average.add(tops, bottoms)
+        with np.errstate(invalid="ignore"):
+            differences = batch.proposals[:, None] - batch.proposals
+        self._differences.add(differences.ravel(), uniform)
         if self._chosen is not None:
             self._after.add(float(batch.proposals[self._chosen]), uniform)
         self.quarantined += batch.quarantined
@@ -141,27 +144,31 @@ class Prices:
         """
         return self._average.estimate(self._grid.place(proposal)).inverse
 
-    def best(self, current: Proposal | None, steps: int = 1) -> Proposal:
-        """The proposal with the lowest price plus two standard errors; ties go to the flatter.
+    def better(self, current: Proposal, steps: int = 1) -> Proposal:
+        """The cheapest of the near proposals that are certainly cheaper than the current one.
+
+        Certain means that the difference ``(D_c − D_k)/A`` to the current proposal k is below zero
+        by two of *its own* standard errors. Prices of one batch move together, so the difference is
+        known far better than either; and a price that is uncertain because scores have heavy
+        tails is no reason to leave the proposal for a flatter one.
 
         Args:
-            current: at most ``steps`` grid steps are taken from it on each axis; None looks at
-                the whole grid.
+            current: k; at most ``steps`` grid steps are taken from it on each axis.
             steps: so many.
 
         Returns:
-            The current proposal, or the flattest, while fewer than two batches tell a price.
+            The current proposal where none is certainly cheaper, as with fewer than two batches.
 
         Raises:
             UsageError: for a current proposal that is not on the grid.
         """
-        upper = self._average.upper[: len(self.proposals)]
-        if current is not None:
-            upper = np.where(self._grid.near(current, steps), upper, math.inf)
-        lowest = upper.min()
-        if not math.isfinite(lowest):
-            return current or self.proposals[0]
-        return self.proposals[int(np.argmax(upper <= lowest * (1 + TIE)))]
+        count, place = len(self.proposals), self._grid.place(current)
+        upper = self._differences.upper.reshape(count, count)[:, place]
+        price = self._average.value[:count]
+        cheaper = self._grid.near(current, steps) & (upper < -TIE * price[place])
+        if not cheaper.any():
+            return current
+        return self.proposals[int(np.where(cheaper, price, math.inf).argmin())]
 
     def choose(self, proposal: Proposal) -> None:
         """Says which proposal is drawn from: `after_choice` starts anew where it is another one.
@@ -181,6 +188,7 @@ class Prices:
             "chosen": self._chosen,
             "quarantined": self.quarantined,
             "average": self._average.state_dict(),
+            "differences": self._differences.state_dict(),
             "after": self._after.state_dict(),
         }
 
@@ -196,6 +204,7 @@ class Prices:
                 "them into prices of the same exponents and uniforms"
             )
         self._average.load_state_dict(state["average"])
+        self._differences.load_state_dict(state["differences"])
         self._after.load_state_dict(state["after"])
         self._chosen = state["chosen"]
         self.quarantined = int(state["quarantined"])

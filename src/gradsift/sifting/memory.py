@@ -25,7 +25,13 @@ WINDOW = 16
 """Batches that are drawn, and whose scores are taken in, together."""
 
 ENOUGH = 6
-"""Priced windows before the table can be judged."""
+"""Priced windows before the table is judged, and before its proposal changes."""
+
+SHORTEST, LONGEST = 6, 40
+"""Windows that prices are averaged over: a pass over the data, but neither fewer nor more.
+
+Over many passes the ratio drifts, and an average that cannot follow knows itself ever less.
+"""
 
 START = Proposal(exponent=1.0, uniform=0.5)
 """Where an adapting proposal begins: weights up to two."""
@@ -34,14 +40,24 @@ START = Proposal(exponent=1.0, uniform=0.5)
 class Memory:
     """A score table that knows what its proposals are worth.
 
+    Args:
+        recipe: whose smoothing is used, and whose distribution and draw where nothing adapts.
+        examples: N.
+        seed: of the table.
+        adapts: whether the proposal follows the prices.
+        steps: of one pass over the data.
+
     Attributes:
         table: score, version and age of every example.
         prices: second moments of the proposals of a grid, from trained batches.
         proposal: the one in force where it adapts.
     """
 
-    def __init__(self, recipe: Recipe, examples: int, seed: int, *, adapts: bool) -> None:
-        self.prices = Prices(momentum=0.95)
+    def __init__(
+        self, recipe: Recipe, examples: int, seed: int, *, adapts: bool, steps: int = 0
+    ) -> None:
+        horizon = min(max(steps // WINDOW, SHORTEST), LONGEST)
+        self.prices = Prices(momentum=(horizon - 1) / (horizon + 1))
         self.proposal = START
         self.table = ScoreTable(
             examples,
@@ -108,7 +124,7 @@ class Memory:
             return
         self._until_refresh = self.table.size // REFRESHES
         self._means = [self.table.mean_power(exponent) for exponent in self.prices.exponents]
-        if self._adapts:
-            self.proposal = self.prices.best(self.proposal)
+        if self._adapts and self.prices.batches >= ENOUGH:
+            self.proposal = self.prices.better(self.proposal)
             self.prices.choose(self.proposal)
             self.table.propose(self.proposal.distribution)

@@ -35,4 +35,5 @@ def choose_policy(setup: Setup, source: AbstractSource, chooser: Chooser) -> Abs
 
 
 def _memory(setup: Setup, source: AbstractSource, *, adapts: bool) -> Memory:
-    return Memory(setup.recipe, source.examples or 0, setup.seed, adapts=adapts)
+    examples, steps = source.examples or 0, len(source)
+    return Memory(setup.recipe, examples, setup.seed, adapts=adapts, steps=steps)
