@@ -8,6 +8,7 @@ from torch import Tensor
 
 from gradsift import recipes
 from gradsift.records import ScoreUpdate
+from gradsift.sifting import memory as room
 from gradsift.sifting.memory import START, WINDOW, Memory
 
 N = 64
@@ -109,3 +110,35 @@ def test_windows_fit_small_data() -> None:
     memory = filled(adapts=False)
     assert len(memory.draw(N, torch.Generator()).positions) == N
     assert len(memory.draw(N - 1, torch.Generator()).positions) == N - 1
+
+
+def labelled(memory: Memory, labels: Tensor) -> Memory:
+    """One pass over all examples, of even scores, and one window more."""
+    for version, part in enumerate((*torch.arange(N).split(16), ids(0))):
+        update = ScoreUpdate(part, torch.ones(16), version, labels[part])
+        memory.learn(update, torch.ones(16))
+        memory.passed(16)
+    return memory
+
+
+def test_after_a_pass_every_draw_has_its_share_of_every_class() -> None:
+    """Even scores, four classes of 16 in a scrambled order: 8 of 32 from each, in every draw."""
+    labels = torch.arange(N).remainder(4)[torch.randperm(N, generator=torch.Generator())]
+    memory = labelled(Memory(recipes["table"], N, seed=0, adapts=False), labels)
+    for seed in range(5):
+        drawn = memory.draw(32, torch.Generator().manual_seed(seed))
+        assert torch.bincount(labels[drawn.positions]).tolist() == [8] * 4
+        assert drawn.weights.tolist() == pytest.approx([1.0] * 32)
+
+
+@pytest.mark.parametrize("kind", ["one class", "no labels", "too many examples"])
+def test_otherwise_the_order_stays(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    if kind == "too many examples":
+        monkeypatch.setattr(room, "ARRANGED", N - 1)
+    memory = Memory(recipes["table"], N, seed=0, adapts=False)
+    if kind == "no labels":
+        memory = filled(adapts=False)
+    else:
+        classes = 1 if kind == "one class" else 4
+        memory = labelled(memory, torch.arange(N).remainder(classes))
+    assert memory.table.state_dict()["order"] is None

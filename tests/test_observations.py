@@ -121,3 +121,15 @@ def test_what_cannot_wait_is_scored_at_once_after_what_waited(
     assert shapes(found) == [(3, 0, False), (3, 1, False)]
     assert found[0].update.score.tolist() == [2.0] * 3
     assert found[1].update.score.tolist() == [4.0] * 3
+
+
+def test_classes_come_along_and_other_targets_do_not() -> None:
+    seen = Observations(OutputGradient(), CROSS_ENTROPY, window=2)
+    steps = [labelled(number) for number in range(2)]
+    seen.add(*steps[0], version=0)
+    (found,) = seen.add(*steps[1], version=1)
+    assert found.update.label is not None
+    assert found.update.label.tolist() == torch.cat([one.targets for one, _ in steps]).tolist()
+    alone = Observations(OutputGradient(), squared, window=1)
+    (other,) = alone.add(batch(0, torch.zeros(3, 2)), torch.ones(3, 2), version=0)
+    assert other.update.label is None

@@ -358,3 +358,35 @@ def test_copies_are_bounded(distribution: AbstractDistribution, draw: AbstractDr
         copies = torch.bincount(table.draw(15, seeded(seed)).positions, minlength=40)
         limit = 1 if isinstance(draw, Systematic) else (15 * p).floor() + 2
         assert bool((copies <= limit).all())
+
+
+def test_another_order_changes_the_walk_and_nothing_else() -> None:
+    """Scores, versions and probabilities stay; slots of the line belong to other neighbours."""
+    table = ScoreTable(6, draw=Stratified(), seed=1)
+    table.update(torch.arange(5), torch.tensor([3.0, 0.5, 1.0, 9.0, 2.0]), 4)
+    everyone = torch.arange(6)
+    kept = [table.relative(everyone), table.probabilities(everyone), table.ages(everyone, 9)]
+    order = torch.tensor([3, 0, 5, 1, 4, 2])
+    for arranged in (order, order.flip(0)):
+        table.arrange(arranged)
+        now = [table.relative(everyone), table.probabilities(everyone), table.ages(everyone, 9)]
+        for before, after in zip(kept, now, strict=True):
+            torch.testing.assert_close(after, before, rtol=1e-12, atol=0)
+        places = torch.empty_like(arranged).scatter_(0, arranged, everyone)
+        walked = places[table.draw(6).positions]
+        assert (walked.diff() >= 0).all()
+    table.update(torch.tensor([5]), torch.tensor([100.0]), 5)
+    assert table.ages(everyone, 9).tolist() == [5, 5, 5, 5, 5, 4]
+    copy = ScoreTable(6, draw=Stratified())
+    copy.load_state_dict(table.state_dict())
+    assert copy.draw(4).positions.tolist() == table.draw(4).positions.tolist()
+
+
+@pytest.mark.parametrize("order", [[0, 1], [0, 1, 1], [0, 1, 3]])
+def test_an_order_that_is_none_changes_nothing(order: list[int]) -> None:
+    table = ScoreTable(3, draw=Stratified())
+    table.update(torch.arange(3), torch.tensor([1.0, 2.0, 3.0]), 0)
+    before = table.probabilities(torch.arange(3))
+    with pytest.raises(UsageError, match="permutation"):
+        table.arrange(torch.tensor(order))
+    assert torch.equal(table.probabilities(torch.arange(3)), before)

@@ -63,11 +63,13 @@ class ScoreUpdate:
         index: int64 example ids.
         score: one score per id, on the device where it was computed.
         version: how many training steps the parameters had taken.
+        label: class of each example, where targets are classes.
     """
 
     index: Int64[Tensor, " drawn"]
     score: Float[Tensor, " drawn"]
     version: int
+    label: Int64[Tensor, " drawn"] | None = None
 
 
 @dataclass(frozen=True)

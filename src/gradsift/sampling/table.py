@@ -143,6 +143,24 @@ class ScoreTable:
             self._scores.tree.rebuild(law.summed)
         self._law = law
 
+    def arrange(self, order: Int64[Tensor, " N"]) -> None:
+        """Walks through the examples in another order from now on; O(N), and 8 bytes per example.
+
+        Stratified draws have less variance where neighbours are alike: by class, say. Their law
+        for each example, and its weight, stay as they are.
+
+        Args:
+            order: ``order[k]`` is the id at place ``k``: a permutation of all ids.
+
+        Raises:
+            UsageError: before anything is changed, for anything else.
+        """
+        arranged = self._order_from(order, self._seed)
+        places = self._order.places(arranged.ids(np.arange(self.size)))
+        self._scores.load(self._scores.tree.leaves[places], self._scores.versions[places])
+        self._scores.tree.rebuild(self._law.summed)
+        self._order = arranged
+
     def update(
         self,
         indices: Int64[Tensor, " n"],

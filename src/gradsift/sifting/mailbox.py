@@ -70,8 +70,13 @@ class Mailbox:
 
 
 def _scored_on_host(found: Scored) -> Scored:
-    index, score = _to_host(found.update.index), _to_host(found.update.score)
-    update = replace(found.update, index=index, score=score)
+    update = found.update
+    update = replace(
+        update,
+        index=_to_host(update.index),
+        score=_to_host(update.score),
+        label=None if update.label is None else _to_host(update.label),
+    )
     return replace(found, update=update, weights=_to_host(found.weights))
 
 

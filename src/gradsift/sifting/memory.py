@@ -5,6 +5,7 @@ on the past alone; then their own scores replace those, in force at the next dra
 a window of steps at a time: step by step the work would slow small models down.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +17,11 @@ from gradsift.records import Draw, ScoreUpdate
 from gradsift.sampling.draws import Stratified
 from gradsift.sampling.table import ScoreTable
 from gradsift.sampling.windows import deal
+
+ARRANGED = 10**7
+"""Examples up to which the table walks class after class, which takes 8 bytes each."""
+
+NO_LABEL = -1
 
 REFRESHES = 8
 """How often per epoch the means over the whole table are taken anew."""
@@ -59,14 +65,17 @@ class Memory:
         horizon = min(max(steps // WINDOW, SHORTEST), LONGEST)
         self.prices = Prices(momentum=(horizon - 1) / (horizon + 1))
         self.proposal = START
+        draw = Stratified() if adapts else recipe.draw
         self.table = ScoreTable(
             examples,
             distribution=START.distribution if adapts else recipe.distribution,
-            draw=Stratified() if adapts else recipe.draw,
+            draw=draw,
             smoothing=recipe.smoothing,
             seed=seed,
         )
         self._adapts = adapts
+        known = isinstance(draw, Stratified) and examples <= ARRANGED
+        self._labels = np.full(examples, NO_LABEL, np.int32) if known else None
         self._passed = 0
         self._dealt: list[Draw] = []
         self._until_refresh = 0
@@ -88,6 +97,7 @@ class Memory:
             update: of one or several steps. They count as old as the oldest of them.
             weights: float64, those that each example was drawn with.
         """
+        self._note_labels(update)
         if self.complete:
             self._refresh(len(update.index))
             stale = self.table.relative(update.index)
@@ -116,6 +126,21 @@ class Memory:
     def price(self) -> Estimate | None:
         """The ratio of the proposal in force; None before enough batches were priced."""
         return self.prices.ratio(self.proposal) if self.prices.batches >= ENOUGH else None
+
+    def _note_labels(self, update: ScoreUpdate) -> None:
+        """Once every example could have been seen, the table walks class after class.
+
+        A stratified draw then has as many of each class as their scores say, instead of about as
+        many: less variance for nothing. Unseen examples stand together.
+        """
+        if self._labels is None:
+            return
+        if update.label is not None:
+            self._labels[update.index.numpy()] = update.label.numpy()
+        if self.complete:
+            if self._labels.min() != self._labels.max():
+                self.table.arrange(torch.from_numpy(self._labels.argsort(kind="stable")))
+            self._labels = None
 
     def _refresh(self, examples: int) -> None:
         """Takes means over the whole table, and one step towards a better proposal."""

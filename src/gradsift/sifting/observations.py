@@ -82,7 +82,8 @@ class Observations:
         return self._score.of_outputs(self._loss_fn, outputs, targets)
 
     def _at_once(self, batch: WeightedBatch, outputs: Any, version: int) -> Scored:
-        update = ScoreUpdate(batch.indices, self.score(outputs, batch.targets), version)
+        scores = self.score(outputs, batch.targets)
+        update = ScoreUpdate(batch.indices, scores, version, _labels(batch.targets, len(batch)))
         return Scored(update, batch.weights, batch.drawn)
 
     def _settle(self) -> list[Scored]:
@@ -90,12 +91,12 @@ class Observations:
             return []
         kept, self._kept = self._kept, []
         batches = [one.batch for one in kept]
-        scores = self.score(
-            torch.cat([one.outputs for one in kept]), torch.cat([one.targets for one in batches])
-        )
+        targets = torch.cat([one.targets for one in batches])
+        scores = self.score(torch.cat([one.outputs for one in kept]), targets)
         ids = torch.cat([one.indices for one in batches])
         weights = torch.cat([one.weights for one in batches])
-        return [Scored(ScoreUpdate(ids, scores, kept[0].version), weights, batches[0].drawn)]
+        update = ScoreUpdate(ids, scores, kept[0].version, _labels(targets, len(ids)))
+        return [Scored(update, weights, batches[0].drawn)]
 
     def _fits(self, batch: WeightedBatch, outputs: Tensor) -> bool:
         if not self._kept:
@@ -115,6 +116,12 @@ def _is_plain(batch: WeightedBatch, outputs: Any) -> bool:
         and len(outputs) == len(batch.targets) == len(batch)
         and outputs.numel() <= LARGEST
     )
+
+
+def _labels(targets: Any, count: int) -> Tensor | None:
+    """Targets that are one class per example."""
+    classes = isinstance(targets, Tensor) and targets.dtype == torch.int64
+    return targets if classes and targets.shape == (count,) else None
 
 
 def _kind(values: Tensor) -> tuple[torch.Size, torch.dtype, torch.device]:
