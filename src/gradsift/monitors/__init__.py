@@ -4,9 +4,17 @@ from gradsift.monitors.averages import Estimate as Estimate
 from gradsift.monitors.averages import RatioAverage as RatioAverage
 from gradsift.monitors.calibration import Calibration as Calibration
 from gradsift.monitors.calibration import Noise as Noise
+from gradsift.monitors.cost import Cost as Cost
+from gradsift.monitors.health import Correlation as Correlation
+from gradsift.monitors.health import Health as Health
+from gradsift.monitors.health import HealthMonitor as HealthMonitor
+from gradsift.monitors.health import correlation as correlation
+from gradsift.monitors.health import relative_entropy as relative_entropy
+from gradsift.monitors.health import top_share as top_share
 from gradsift.monitors.log import AbstractLog as AbstractLog
 from gradsift.monitors.log import JsonLines as JsonLines
 from gradsift.monitors.log import NullLog as NullLog
+from gradsift.monitors.log import SeveralLogs as SeveralLogs
 from gradsift.monitors.moments import SecondMoments as SecondMoments
 from gradsift.monitors.moments import effective_sample_size as effective_sample_size
 from gradsift.monitors.moments import second_moments as second_moments

@@ -72,5 +72,24 @@ class JsonLines(AbstractLog):
             file.write(line + "\n")
 
 
+class SeveralLogs(AbstractLog):
+    """Keeps every measurement in several places.
+
+    Args:
+        logs: the places; none keeps nothing.
+
+    Example:
+        >>> SeveralLogs(NullLog(), NullLog()).write("event", step=0, seconds=0.0, text="unheard")
+    """
+
+    def __init__(self, *logs: AbstractLog) -> None:
+        self.logs = logs
+
+    def write(self, kind: Kind, *, step: int, seconds: float, **values: Any) -> None:
+        """Writes to each of them, in order."""
+        for log in self.logs:
+            log.write(kind, step=step, seconds=seconds, **values)
+
+
 def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -116,8 +116,8 @@ def sampled_trace_stratified(
     ``(1/b²) Σ ‖w g − w' g'‖²`` over pairs of neighbouring slots, a last odd one paired with the
     one before it. One draw per slot tells nothing about the spread inside it; the difference to
     its neighbour tells both spreads, plus the square of how much the slots' means differ. So it is
-    too large by that, and by the neighbour of a last odd one; never too small on average. Särndal, Swensson, Wretman, "Model Assisted
-    Survey Sampling" (1992), section 3.7, for collapsed strata.
+    too large by that, and by the neighbour of a last odd one; never too small on average. Särndal,
+    Swensson, Wretman, "Model Assisted Survey Sampling" (1992), on collapsed strata.
 
     Args:
         gradients: of the drawn examples, in the order of the slots.
