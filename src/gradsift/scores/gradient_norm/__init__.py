@@ -1,5 +1,6 @@
 """Exact per-example gradient norms: a rule for each kind of layer, and who runs them."""
 
+from gradsift.scores.gradient_norm import convolution as convolution
 from gradsift.scores.gradient_norm import linear as linear
 from gradsift.scores.gradient_norm.contributions import AbstractContribution as AbstractContribution
 from gradsift.scores.gradient_norm.contributions import Outer as Outer
