@@ -119,12 +119,17 @@ class Capture(AbstractContextManager["Capture"]):
         if self._listening:
             self._states[module] = torch.get_rng_state()
 
-    def _seen(self, unit: Unit, module: Any, args: Any, kwargs: Any, output: Any) -> None:
+    def _seen(self, unit: Unit, module: Any, args: Any, kwargs: Any, output: Any) -> Any:
         if not self._listening:
-            return
+            return None
         found = tensors(output)
         if not any(value.requires_grad for value in found):
-            return
+            return None
+        if sum(value.requires_grad for value in found) > 1:
+            # One output may be computed from another one; the gradients that count are those
+            # from outside, which are the gradients of views.
+            output = pytree.tree_map_only(Tensor, _view, output)
+            found = tensors(output)
         if self._total is not None or self._waiting:
             self._again = True
         given = tensors((args, kwargs))
@@ -144,6 +149,7 @@ class Capture(AbstractContextManager["Capture"]):
         for number, value in enumerate(found):
             if value.requires_grad:
                 self._handles.append(value.register_hook(partial(self._arrived, place, number)))
+        return output
 
     def _arrived(self, place: int, number: int, gradient: Tensor) -> None:
         if place >= len(self.calls):
@@ -223,6 +229,10 @@ class Capture(AbstractContextManager["Capture"]):
                 self._add(parameter, combine(uses))
         self._shared.clear()
         return self._total
+
+
+def _view(value: Tensor) -> Tensor:
+    return value.view_as(value) if value.requires_grad else value
 
 
 def _draws(module: nn.Module) -> bool:

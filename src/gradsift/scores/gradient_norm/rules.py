@@ -44,7 +44,7 @@ class Use:
     random_state: Tensor | None = None
 
     @property
-    def input(self) -> Tensor:
+    def input(self) -> Any:
         """The first argument, in float32 or better where it is a floating tensor."""
         value = self.args[0] if self.args else next(iter(self.kwargs.values()))
         return widened(value)
