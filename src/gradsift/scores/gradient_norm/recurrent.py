@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from gradsift.errors import UsageError
 from gradsift.scores.gradient_norm.contributions import AbstractContribution, Outer, Whole
+from gradsift.scores.gradient_norm.lstm import Direction, gate_gradients, layer_outputs
 from gradsift.scores.gradient_norm.repeat import check_repeated, with_random_state
 from gradsift.scores.gradient_norm.rules import Use, register_rule, widened
 
@@ -91,6 +92,8 @@ def recurrent(use: Use) -> Mapping[str, AbstractContribution]:
     """Any number of layers, both directions, projections, packed sequences, dropout in between."""
     layer = use.layer
     inputs, active = _sequence(use)
+    if layer.mode == "LSTM" and active is None and not (layer.proj_size or _draws(layer)):
+        return _of_lstm(use, inputs)
     with torch.enable_grad():
         outputs, final, traces = _run(use, inputs, active)
     gradients = [None if part is None else widened(part) for part in use.gradients]
@@ -105,13 +108,73 @@ def recurrent(use: Use) -> Mapping[str, AbstractContribution]:
     ]
     sources, backs = zip(*pairs, strict=True)
     leaves = [leaf for t in traces for leaf in (t.gates, *(added for added, _ in t.projected))]
-    if layer.training and layer.dropout > 0:
+    if _draws(layer):
         check_repeated(use, _as_steps(use, use.outputs[0]), outputs)
     found = iter(torch.autograd.grad(sources, leaves, backs, allow_unused=True))
     named: dict[str, AbstractContribution] = {}
     for trace in traces:
         named |= _contributions(trace, found)
     return {name: part for name, part in named.items() if name in use.wanted}
+
+
+def _draws(layer: Any) -> bool:
+    return layer.training and layer.dropout > 0 and layer.num_layers > 1
+
+
+def _of_lstm(use: Use, inputs: Tensor) -> Mapping[str, AbstractContribution]:
+    """From the last layer down: the gates' gradients give those of the layer's inputs."""
+    layer, sides = use.layer, ("", "_reverse")[: 2 if use.layer.bidirectional else 1]
+    starts, sequences = _starts(use, inputs), [inputs]
+    weights = [
+        [_weights(layer, f"_l{depth}{side}", inputs) for side in sides]
+        for depth in range(layer.num_layers)
+    ]
+    for depth in range(layer.num_layers - 1):
+        span = slice(depth * len(sides), (depth + 1) * len(sides))
+        start = starts[0][span].contiguous(), starts[1][span].contiguous()
+        sequences.append(layer_outputs(sequences[-1], start, weights[depth]))
+    sequences.append(_as_steps(use, widened(use.outputs[0])))
+    upper, *final = (None if part is None else widened(part) for part in use.gradients)
+    upper = None if upper is None else _as_steps(use, upper)
+    named: dict[str, AbstractContribution] = {}
+    for depth in reversed(range(layer.num_layers)):
+        lower: Tensor | None = None
+        for number, side in enumerate(sides):
+            place, turn = depth * len(sides) + number, (lambda x: x.flip(0)) if number else _same
+            part = slice(number * layer.hidden_size, (number + 1) * layer.hidden_size)
+            given = Direction(
+                inputs=turn(sequences[depth]),
+                outputs=turn(sequences[depth + 1][..., part]),
+                start=(starts[0][place], starts[1][place]),
+                weights=weights[depth][number],
+            )
+            ends = tuple(None if end is None else end[place] for end in final)
+            back = None if upper is None else turn(upper[..., part])
+            gates = gate_gradients(given, back, (ends[0], ends[1]))
+            named |= _named(f"_l{depth}{side}", gates, gates, given.inputs, given.before)
+            if depth:
+                down = turn(gates @ given.weights["weight_ih"])
+                lower = down if lower is None else lower + down
+        upper = lower
+    return {name: part for name, part in named.items() if name in use.wanted}
+
+
+def _same(values: Tensor) -> Tensor:
+    return values
+
+
+def _named(
+    suffix: str, gates: Tensor, inner: Tensor, inputs: Tensor, before: Tensor
+) -> dict[str, AbstractContribution]:
+    """The parameters of one direction: inputs to ``gates``, states before to ``inner``."""
+    outer, hidden = gates.transpose(0, 1), inner.transpose(0, 1)
+    found: dict[str, AbstractContribution] = {
+        "weight_ih": Outer(outer, inputs.transpose(0, 1)),
+        "weight_hh": Outer(hidden, before.transpose(0, 1)),
+        "bias_ih": Whole(outer.sum(1)),
+        "bias_hh": Whole(hidden.sum(1)),
+    }
+    return {name + suffix: part for name, part in found.items()}
 
 
 def _as_steps(use: Use, values: Tensor) -> Tensor:
@@ -158,7 +221,7 @@ def _run(use: Use, inputs: Tensor, active: Tensor | None) -> tuple[Tensor, State
                 parts.append(output)
                 ends.append(end)
             inputs = torch.cat(parts, 2) if directions > 1 else parts[0]
-            if layer.training and layer.dropout > 0 and depth < layer.num_layers - 1:
+            if _draws(layer) and depth < layer.num_layers - 1:
                 inputs = F.dropout(inputs, layer.dropout)
     final = tuple(torch.stack(states) for states in zip(*ends, strict=True))
     return inputs, final, traces
@@ -231,18 +294,13 @@ def _contributions(trace: Trace, found: Iterator[Tensor | None]) -> dict[str, Ab
     if reset:
         last = gates.shape[2] // 3
         inner = torch.cat([gates[..., : 2 * last], gates[..., 2 * last :] * torch.stack(reset)], 2)
-    outer, hidden = gates.transpose(0, 1), inner.transpose(0, 1)
-    named: dict[str, AbstractContribution] = {
-        "weight_ih": Outer(outer, trace.inputs.transpose(0, 1)),
-        "weight_hh": Outer(hidden, torch.stack(before, 1)),
-        "bias_ih": Whole(outer.sum(1)),
-        "bias_hh": Whole(hidden.sum(1)),
-    }
+    named = _named(trace.suffix, gates, inner, trace.inputs, torch.stack(before))
     if trace.projected:
         parts = [_filled(next(found), added) for added, _ in trace.projected]
         states = [state for _, state in trace.projected]
-        named["weight_hr"] = Outer(torch.stack(parts, 1), torch.stack(states, 1))
-    return {name + trace.suffix: part for name, part in named.items()}
+        projection = Outer(torch.stack(parts, 1), torch.stack(states, 1))
+        named[f"weight_hr{trace.suffix}"] = projection
+    return named
 
 
 def _filled(gradient: Tensor | None, like: Tensor) -> Tensor:
