@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from gradsift.scores import GradientNorm
-from gradsift.scores.gradient_norm.convolution import Correlation, taps_of
+from gradsift.scores.gradient_norm.convolution import NARROW, Correlation, grid_of, taps_of
 from gradsift.scores.gradient_norm.costs import pixel_cost, taps_cost
 from norms import agrees, normal
 from twins import assert_close
@@ -74,19 +74,22 @@ def test_transposed_convolutions(case: tuple[nn.Module, tuple[int, ...], int]) -
     stride=st.integers(1, 3),
     dilation=st.integers(1, 2),
     kernel=st.integers(1, 3),
+    columns=st.sampled_from([1, 2, NARROW]),
     seed=st.integers(0, 99),
 )
 @settings(max_examples=30)
 def test_taps_pixels_and_gradients_agree(
-    groups: int, stride: int, dilation: int, kernel: int, seed: int
+    groups: int, stride: int, dilation: int, kernel: int, columns: int, seed: int
 ) -> None:
     left = normal(seed, 2 * groups, 3, 4, 3)
-    image = normal(seed + 1, 2 * groups, 2, 4 * stride + 5, 3 * stride + 4)
-    found = Correlation(left, image, (kernel,) * 2, (stride,) * 2, (dilation,) * 2, groups)
+    options = (kernel,) * 2, (stride,) * 2, (dilation,) * 2
+    pixels = [stride * size for size in grid_of((4, 3), *options)]
+    image = normal(seed + 1, 2 * groups, columns, *pixels)
+    found = Correlation(left, image, *options, groups)
     by_taps = found.by_taps().view(2, groups).sum(1)
     assert_close(found.by_pixels().view(2, groups).sum(1), by_taps, 1e-11)
     assert_close(found.gradients(slice(0, 2)).square().sum(1), by_taps, 1e-11)
-    assert_close(found.scaled_squared_norms(torch.full((found.numbers,), 2.0)), 4 * by_taps, 1e-11)
+    assert_close(found.scaled_squared_norms(torch.full((found.numbers,), 2.0).double()), 4 * by_taps, 1e-11)
 
 
 def of_size(pixels: int, channels: int) -> Correlation:

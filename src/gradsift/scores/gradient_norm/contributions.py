@@ -5,7 +5,7 @@ over uses of one parameter: their gradients add up first, or their inner product
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -59,6 +59,17 @@ def written_out(
     return torch.cat(parts)
 
 
+def gram(terms: Float[Tensor, "batch terms numbers"]) -> Float[Tensor, "batch terms terms"]:
+    """Inner products of the terms of each example.
+
+    Example:
+        >>> gram(torch.ones(1, 2, 3))
+        tensor([[[3., 3.],
+                 [3., 3.]]])
+    """
+    return torch.bmm(terms, terms.transpose(1, 2))
+
+
 @dataclass(frozen=True, eq=False)
 class Whole(AbstractContribution):
     """Gradients as they are, where they are small: ``[batch, numbers]``.
@@ -103,6 +114,8 @@ class Outer(AbstractContribution):
 
     left: Float[Tensor, "batch terms rows"]
     right: Float[Tensor, "batch terms columns"]
+    left_gram: Callable[[], Tensor] | None = None
+    """Inner products of the left terms, where several contributions share them."""
 
     @property
     def count(self) -> int:
@@ -133,8 +146,8 @@ class Outer(AbstractContribution):
 
     def gram(self) -> Float[Tensor, " batch"]:
         """``Σ_{t,s} ⟨left_t, left_s⟩⟨right_t, right_s⟩``, which rounding can put below zero."""
-        lefts, rights = (torch.bmm(s, s.transpose(1, 2)) for s in (self.left, self.right))
-        return lefts.mul_(rights).sum((1, 2)).clamp_min_(0.0)
+        lefts = gram(self.left) if self.left_gram is None else self.left_gram()
+        return (lefts * gram(self.right)).sum((1, 2)).clamp_min_(0.0)
 
     def scaled_squared_norms(self, scale: Float[Tensor, " numbers"]) -> Float[Tensor, " batch"]:
         """``‖P G_i‖²``; for one term ``Σ_{o,i} P_oi² left_o² right_i²``."""

@@ -31,6 +31,9 @@ from gradsift.scores.gradient_norm.rules import Use, register_rule
 Offsets = tuple[int, ...]
 """One number for each spatial dimension."""
 
+NARROW = 8
+"""Columns below which the taps share one matrix product: a narrow one wastes its time."""
+
 
 @dataclass(frozen=True)
 class Tap:
@@ -55,20 +58,31 @@ def taps_of(kernel: Offsets, stride: Offsets, dilation: Offsets) -> list[Tap]:
     return found
 
 
+def grid_of(positions: Offsets, kernel: Offsets, stride: Offsets, dilation: Offsets) -> Offsets:
+    """The grid on which every kernel position is a shift: of both sides, in each phase.
+
+    Example:
+        >>> grid_of((4,), (3,), (2,), (1,))
+        (5,)
+    """
+    sides = zip(positions, kernel, stride, dilation, strict=True)
+    return tuple(size + (k - 1) * d // s for size, k, s, d in sides)
+
+
 @dataclass(frozen=True, eq=False)
 class Correlation(AbstractContribution):
     """``G[o, c, k] = Σ_p left[o, p] · image[c, s·p + d·k]`` for each example and group.
 
     Attributes:
         left: ``[batch·groups, rows, *positions]``.
-        image: ``[batch·groups, columns, *pixels]``, padded.
+        image: ``[batch·groups, columns, *pixels]``, padded to the stride times the grid.
         kernel: positions of the kernel in each dimension.
         stride: s.
         dilation: d.
         groups: each has a weight of its own.
 
     Example:
-        >>> left, image = torch.ones(1, 1, 2), torch.ones(1, 1, 3)
+        >>> left, image = torch.ones(1, 1, 2), torch.ones(1, 1, 3)  # 2 + 1 = 3
         >>> Correlation(left, image, (2,), (1,), (1,), 1).squared_norms()
         tensor([8.])
     """
@@ -98,8 +112,7 @@ class Correlation(AbstractContribution):
     @property
     def grid(self) -> Offsets:
         """The size that both sides have: every shift of every position fits."""
-        reach = [max(tap.shift[d] for tap in self.taps) for d in range(len(self.kernel))]
-        return tuple(size + far for size, far in zip(self.left.shape[2:], reach, strict=True))
+        return grid_of(self.left.shape[2:], self.kernel, self.stride, self.dilation)
 
     @property
     def prefers_pixels(self) -> bool:
@@ -144,21 +157,21 @@ class Correlation(AbstractContribution):
         """``left · imageᵀ`` for each tap: ``[batch·groups, rows, columns]``."""
         left, grid = self.left[rows], self.grid
         widths = [(0, far - size) for size, far in zip(left.shape[3:], grid[1:], strict=True)]
-        padded = F.pad(left, [width for pair in reversed(widths) for width in pair]).flatten(2)
+        padded = _padded(left, [width for pair in reversed(widths) for width in pair]).flatten(2)
         last = _flat([size - 1 for size in left.shape[2:]], grid) + 1
         padded, images = padded[:, :, :last], self._phases(rows)
-        for tap in self.taps:
-            start = _flat(tap.shift, grid)
-            view = images[tap.phase][:, :, start : start + last]
+        starts = [(tap.phase, _flat(tap.shift, grid)) for tap in self.taps]
+        views = [images[phase][:, :, start : start + last] for phase, start in starts]
+        if self.image.shape[1] < NARROW:
+            found = torch.bmm(padded, torch.cat(views, 1).transpose(1, 2))
+            yield from found.split(self.image.shape[1], 2)
+            return
+        for view in views:
             yield torch.bmm(padded, view.transpose(1, 2))
 
     def _phases(self, rows: slice) -> dict[Offsets, Tensor]:
         """The image as the strides see it: ``[batch·groups, columns, grid]`` for each phase."""
-        image, grid = self.image[rows], self.grid
-        wanted = [g * s for g, s in zip(grid, self.stride, strict=True)]
-        widths = [(0, w - size) for size, w in zip(image.shape[2:], wanted, strict=True)]
-        if any(far for _, far in widths):
-            image = F.pad(image, [width for pair in reversed(widths) for width in pair])
+        image = self.image[rows]
         found: dict[Offsets, Tensor] = {}
         for phase in {tap.phase for tap in self.taps}:
             steps = [slice(p, None, s) for p, s in zip(phase, self.stride, strict=True)]
@@ -191,8 +204,9 @@ def convolution(use: Use) -> Mapping[str, AbstractContribution]:
     if "weight" in use.wanted:
         mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
         image = use.by_example(use.input).to(gradient.dtype)
-        image = F.pad(image, layer._reversed_padding_repeated_twice, mode=mode)
-        found["weight"] = _correlation(layer, gradient, image)
+        found["weight"] = _correlation(
+            layer, gradient, image, list(layer._reversed_padding_repeated_twice), mode
+        )
     if "bias" in use.wanted:
         found["bias"] = _bias(gradient)
     return found
@@ -204,14 +218,29 @@ def transposed_convolution(use: Use) -> Mapping[str, AbstractContribution]:
     layer, gradient = use.layer, use.by_example(use.gradient)
     found: dict[str, AbstractContribution] = {}
     if "weight" in use.wanted:
-        image = F.pad(gradient, [width for far in reversed(layer.padding) for width in (far, far)])
-        found["weight"] = _correlation(layer, use.by_example(use.input).to(image.dtype), image)
+        inputs = use.by_example(use.input).to(gradient.dtype)
+        widths = [width for far in reversed(layer.padding) for width in (far, far)]
+        found["weight"] = _correlation(layer, inputs, gradient, widths, "constant")
     if "bias" in use.wanted:
         found["bias"] = _bias(gradient)
     return found
 
 
-def _correlation(layer: Any, left: Tensor, image: Tensor) -> Correlation:
-    groups = layer.groups
+def _correlation(
+    layer: Any, left: Tensor, image: Tensor, widths: list[int], mode: str
+) -> Correlation:
+    """Both sides by groups, the image padded as the layer pads it, and on to the whole grid."""
+    groups, options = layer.groups, (layer.kernel_size, layer.stride, layer.dilation)
+    if mode != "constant":
+        image, widths = F.pad(image, widths, mode=mode), [0] * len(widths)
+    grid = grid_of(left.shape[2:], *options)
+    for place, (size, step) in enumerate(zip(reversed(grid), reversed(layer.stride), strict=True)):
+        before, far = widths[2 * place], image.shape[-1 - place]
+        widths[2 * place + 1] = size * step - far - before
+    image = _padded(image, widths)
     sides = [side.reshape(-1, side.shape[1] // groups, *side.shape[2:]) for side in (left, image)]
-    return Correlation(*sides, layer.kernel_size, layer.stride, layer.dilation, groups)
+    return Correlation(*sides, *options, groups)
+
+
+def _padded(values: Tensor, widths: list[int]) -> Tensor:
+    return F.pad(values, widths) if any(widths) else values

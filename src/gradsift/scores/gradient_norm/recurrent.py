@@ -6,6 +6,7 @@ step from the layer's inputs, with the gates' inputs as leaves, and takes the gr
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from gradsift.errors import UsageError
-from gradsift.scores.gradient_norm.contributions import AbstractContribution, Outer, Whole
+from gradsift.scores.gradient_norm.contributions import AbstractContribution, Outer, Whole, gram
 from gradsift.scores.gradient_norm.lstm import Direction, gate_gradients, layer_outputs
 from gradsift.scores.gradient_norm.repeat import check_repeated, with_random_state
 from gradsift.scores.gradient_norm.rules import Use, register_rule, widened
@@ -168,9 +169,10 @@ def _named(
 ) -> dict[str, AbstractContribution]:
     """The parameters of one direction: inputs to ``gates``, states before to ``inner``."""
     outer, hidden = gates.transpose(0, 1), inner.transpose(0, 1)
+    shared = cache(lambda: gram(outer)) if inner is gates else None
     found: dict[str, AbstractContribution] = {
-        "weight_ih": Outer(outer, inputs.transpose(0, 1)),
-        "weight_hh": Outer(hidden, before.transpose(0, 1)),
+        "weight_ih": Outer(outer, inputs.transpose(0, 1), shared),
+        "weight_hh": Outer(hidden, before.transpose(0, 1), shared),
         "bias_ih": Whole(outer.sum(1)),
         "bias_hh": Whole(hidden.sum(1)),
     }
