@@ -170,7 +170,9 @@ class Task:
 
     def opacus(self) -> Work:
         module = importlib.import_module("opacus.grad_sample")
-        if any(isinstance(layer, nn.LSTM | nn.MultiheadAttention) for layer in self.model.modules()):
+        if any(
+            isinstance(layer, nn.LSTM | nn.MultiheadAttention) for layer in self.model.modules()
+        ):
             raise NotImplementedError("needs Opacus's own layers in place of PyTorch's")
         wrapped = module.GradSampleModuleFastGradientClipping(
             copy.deepcopy(self.model), max_grad_norm=1.0, use_ghost_clipping=True
@@ -257,7 +259,9 @@ def seconds_of(work: Work, device: str) -> float:
     return time.perf_counter() - start
 
 
-def prepared(given: Task, ways: list[str]) -> tuple[dict[str, Work], dict[str, str], dict[str, float]]:
+def prepared(
+    given: Task, ways: list[str]
+) -> tuple[dict[str, Work], dict[str, str], dict[str, float]]:
     """The ways that run, why others do not, and their differences to ``score``."""
     works: dict[str, Work] = {"plain": given.plain, "again": given.plain}
     refused: dict[str, str] = {}

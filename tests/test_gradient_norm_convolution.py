@@ -89,7 +89,9 @@ def test_taps_pixels_and_gradients_agree(
     by_taps = found.by_taps().view(2, groups).sum(1)
     assert_close(found.by_pixels().view(2, groups).sum(1), by_taps, 1e-11)
     assert_close(found.gradients(slice(0, 2)).square().sum(1), by_taps, 1e-11)
-    assert_close(found.scaled_squared_norms(torch.full((found.numbers,), 2.0).double()), 4 * by_taps, 1e-11)
+    assert_close(
+        found.scaled_squared_norms(torch.full((found.numbers,), 2.0).double()), 4 * by_taps, 1e-11
+    )
 
 
 def of_size(pixels: int, channels: int) -> Correlation:

@@ -114,13 +114,18 @@ class Capture(AbstractContextManager["Capture"]):
         met = {id(value) for value in outside} - own
         return [name for name, value in trained.items() if id(value) in met]
 
+    @property
+    def listening(self) -> bool:
+        """Whether a call counts: not one that repeats another during a backward pass."""
+        return self._listening and torch._C._current_graph_task_id() == -1
+
     def _before(self, module: nn.Module, args: Any) -> None:
         del args
-        if self._listening:
+        if self.listening:
             self._states[module] = torch.get_rng_state()
 
     def _seen(self, unit: Unit, module: Any, args: Any, kwargs: Any, output: Any) -> Any:
-        if not self._listening:
+        if not self.listening:
             return None
         found = tensors(output)
         if not any(value.requires_grad for value in found):

@@ -24,7 +24,14 @@ from gradsift.scores.gradient_norm.check import check_first_example
 from gradsift.scores.gradient_norm.graph import stops
 from gradsift.scores.gradient_norm.heads import output_gradients, scaled_to_one
 from gradsift.scores.gradient_norm.precondition import diagonal
-from gradsift.scores.gradient_norm.units import Selection, Unit, notice, selected, units_of
+from gradsift.scores.gradient_norm.units import (
+    Selection,
+    Unit,
+    is_compiled,
+    notice,
+    selected,
+    units_of,
+)
 from gradsift.scores.gradient_norm.watch import Watch
 from gradsift.scores.precision import Precision, autocast, check_precision
 from gradsift.scores.untouched import Mode, check_mode, untouched
@@ -142,6 +149,12 @@ class GradientNorm(AbstractScore):
             >>> seen.norms(weights, size=2)
             tensor([5., 1.])
         """
+        if any(is_compiled(part) or part._compiled_call_impl for part in model.modules()):
+            raise UsageError(
+                "watch received a compiled model, whose step shows no layer, expected one that "
+                "runs as written: score it with GradientNorm, which runs it so, or watch it "
+                "without torch.compile"
+            )
         trained = selected(model, self.params)
         units = units_of(model, trained, self._whole.get(model, frozenset()))
         notice(units)

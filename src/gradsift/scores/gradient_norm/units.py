@@ -100,6 +100,8 @@ def units_of(
         if any(name == place or name.startswith(f"{place}.") or not place for place in inside):
             continue
         _refuse_batch_statistics(name, module)
+        if is_compiled(module):
+            continue
         rule, entire = find_rule(module), True
         if name in whole or (rule is None and is_altered(module)):
             rule = fallback
@@ -115,6 +117,16 @@ def units_of(
         if wanted:
             found.append(Unit(name or "model", module, rule, wanted, entire))
     return found
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether a module is the wrapper that `torch.compile` puts around another one.
+
+    Example:
+        >>> is_compiled(nn.Linear(1, 1))
+        False
+    """
+    return "_orig_mod" in module._modules
 
 
 def _refuse_batch_statistics(name: str, module: Any) -> None:

@@ -57,12 +57,14 @@ class Watch:
 
     def _returned(self, module: nn.Module, args: Any, outputs: Any) -> None:
         del module, args
+        if not self._capture.listening:
+            return
         escaped = self._capture.escaped(outputs, self._trained)
         if escaped:
             raise UsageError(
                 f"parameter {escaped[0]!r} was used without a call of its own module, so the step "
-                "does not show its gradient by example: score with GradientNorm itself, register "
-                "a rule for the module around it, or watch the model before it is compiled"
+                "does not show its gradient by example: score with GradientNorm itself, or "
+                "register a rule for the module around it"
             )
 
     def norms(
