@@ -84,7 +84,7 @@ def _scatter(panel: Axes, run: Run) -> None:
     if not panel.lines:
         _none(panel, "no positive score")
         return
-    panel.axline((1, 1), slope=1, color=FAINT, linewidth=0.9, linestyle=(0, (4, 3)))
+    panel.axline((1, 1), (2, 2), color=FAINT, linewidth=0.9, linestyle=(0, (4, 3)))
     panel.set(xlabel="norm / mean", xscale="log", yscale="log")
     for axis in (panel.xaxis, panel.yaxis):
         axis.set_major_formatter(PLAIN)
