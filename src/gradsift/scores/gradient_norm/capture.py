@@ -20,7 +20,8 @@ from gradsift.errors import UsageError
 from gradsift.nested import tensors
 from gradsift.scores.gradient_norm.contributions import AbstractContribution, combine
 from gradsift.scores.gradient_norm.graph import Passage, edges, parameters_outside
-from gradsift.scores.gradient_norm.rules import Use
+from gradsift.scores.gradient_norm.lstm_stack import Standin
+from gradsift.scores.gradient_norm.rules import Use, find_rule
 from gradsift.scores.gradient_norm.units import Unit
 
 Scales = Mapping[nn.Parameter, Tensor]
@@ -38,6 +39,7 @@ class Call:
     passage: Passage
     versions: tuple[tuple[Tensor, int], ...]
     random_state: Tensor | None
+    record: Any
     gradients: list[Tensor | None] = field(default_factory=list)
 
 
@@ -48,14 +50,22 @@ class Capture(AbstractContextManager["Capture"]):
         units: what to look at.
         count: how many examples a batch holds.
         scales: factors of a preconditioner, empty for none.
+        standins: whether layers may be run by stand-ins that compute the same and keep more.
     """
 
-    def __init__(self, units: list[Unit], count: int, scales: Scales) -> None:
+    def __init__(
+        self, units: list[Unit], count: int, scales: Scales, standins: bool = False
+    ) -> None:
         self.count = count
         self.calls: list[Call] = []
         self._units = units
         self._scales = scales
         self._handles: list[Any] = []
+        self._standins = {
+            unit.module: Standin(unit.module)
+            for unit in units
+            if standins and isinstance(unit.module, nn.LSTM) and find_rule(unit.module)
+        }
         self._states: dict[nn.Module, Tensor] = {}
         self._listening = False
         self._again = False
@@ -71,6 +81,8 @@ class Capture(AbstractContextManager["Capture"]):
                 self._handles.append(module.register_forward_pre_hook(self._before))
             hook = partial(self._seen, unit)
             self._handles.append(module.register_forward_hook(hook, prepend=True, with_kwargs=True))
+        for module, standin in self._standins.items():
+            module.forward = standin
         self._listening = True
         return self
 
@@ -79,7 +91,7 @@ class Capture(AbstractContextManager["Capture"]):
 
     def close(self) -> None:
         """Removes every hook. What was seen stays until `squared_norms` or `forget`."""
-        self._listening = False
+        self.stop_listening()
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -94,6 +106,9 @@ class Capture(AbstractContextManager["Capture"]):
     def stop_listening(self) -> None:
         """No call is noted from here on; gradients still arrive."""
         self._listening = False
+        for module in self._standins:
+            vars(module).pop("forward", None)
+        self._standins.clear()
 
     @property
     def passages(self) -> list[Passage]:
@@ -146,6 +161,7 @@ class Capture(AbstractContextManager["Capture"]):
             passage=Passage(edges(given), edges(found)),
             versions=tuple((value, value._version) for value in map(torch.detach, given)),
             random_state=self._states.pop(module, None),
+            record=standin.taken() if (standin := self._standins.get(module)) else None,
             gradients=[None] * len(found),
         )
         place = len(self.calls)
@@ -168,7 +184,9 @@ class Capture(AbstractContextManager["Capture"]):
         if alone and call.unit.whole and len(call.passage.ends) == 1:
             self._take(call)
             call.gradients[number] = gradient.new_empty(0)
-            self.calls[place] = replace(call, args=(), kwargs={}, outputs=(), versions=())
+            self.calls[place] = replace(
+                call, args=(), kwargs={}, outputs=(), versions=(), record=None
+            )
         else:
             self._waiting.add(place)
 
@@ -191,6 +209,7 @@ class Capture(AbstractContextManager["Capture"]):
             gradients=tuple(call.gradients),
             count=self.count,
             random_state=call.random_state,
+            record=call.record,
         )
         with torch.no_grad(), torch.autocast(_device(call), enabled=False):
             found = call.unit.rule(use)

@@ -6,19 +6,26 @@ step from the layer's inputs, with the gates' inputs as leaves, and takes the gr
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
-from gradsift.errors import UsageError
-from gradsift.scores.gradient_norm.contributions import AbstractContribution, Outer, Whole, gram
-from gradsift.scores.gradient_norm.lstm import Direction, gate_gradients, layer_outputs
+from gradsift.scores.gradient_norm.contributions import AbstractContribution, Outer
+from gradsift.scores.gradient_norm.lstm_stack import lstm
 from gradsift.scores.gradient_norm.repeat import check_repeated, with_random_state
 from gradsift.scores.gradient_norm.rules import Use, register_rule, widened
+from gradsift.scores.gradient_norm.steps import (
+    State,
+    Weights,
+    as_steps,
+    contributions,
+    draws,
+    given_state,
+    sequence,
+    starts,
+    weights_of,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,12 +49,11 @@ class Trace:
     projected: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
 
-State = tuple[Tensor, ...]
-Cell = Callable[[Trace, Mapping[str, Tensor], Tensor, State], State]
+Cell = Callable[[Trace, Weights, Tensor, State], State]
 """One step: from the gates' inputs and the state to the next state."""
 
 
-def _lstm(trace: Trace, weights: Mapping[str, Tensor], gates: Tensor, state: State) -> State:
+def _lstm(trace: Trace, weights: Weights, gates: Tensor, state: State) -> State:
     hidden, memory = state
     parts = torch.addmm(gates, hidden, weights["weight_hh"].T).chunk(4, 1)
     enter, forget, leave = (torch.sigmoid(parts[place]) for place in (0, 1, 3))
@@ -61,7 +67,7 @@ def _lstm(trace: Trace, weights: Mapping[str, Tensor], gates: Tensor, state: Sta
     return hidden, memory
 
 
-def _gru(trace: Trace, weights: Mapping[str, Tensor], gates: Tensor, state: State) -> State:
+def _gru(trace: Trace, weights: Weights, gates: Tensor, state: State) -> State:
     (hidden,) = state
     bias = weights.get("bias_hh")
     inner = F.linear(hidden, weights["weight_hh"], bias).chunk(3, 1)
@@ -73,7 +79,7 @@ def _gru(trace: Trace, weights: Mapping[str, Tensor], gates: Tensor, state: Stat
 
 
 def _plain(activate: Callable[[Tensor], Tensor]) -> Cell:
-    def step(trace: Trace, weights: Mapping[str, Tensor], gates: Tensor, state: State) -> State:
+    def step(trace: Trace, weights: Weights, gates: Tensor, state: State) -> State:
         del trace
         return (activate(torch.addmm(gates, state[0], weights["weight_hh"].T)),)
 
@@ -92,15 +98,16 @@ _CELLS: dict[str, Cell] = {
 def recurrent(use: Use) -> Mapping[str, AbstractContribution]:
     """Any number of layers, both directions, projections, packed sequences, dropout in between."""
     layer = use.layer
-    inputs, active = _sequence(use)
-    if layer.mode == "LSTM" and active is None and not (layer.proj_size or _draws(layer)):
-        return _of_lstm(use, inputs)
+    inputs, active = sequence(use)
+    if layer.mode == "LSTM" and active is None and not (layer.proj_size or draws(layer)):
+        named = lstm(use, inputs)
+        return {name: part for name, part in named.items() if name in use.wanted}
     with torch.enable_grad():
         outputs, final, traces = _run(use, inputs, active)
     gradients = [None if part is None else widened(part) for part in use.gradients]
     upper = gradients[0]
     if upper is not None:
-        upper = _as_steps(use, upper)
+        upper = as_steps(use, upper)
     lower = gradients[-len(final) :]
     pairs = [
         (value, part)
@@ -109,105 +116,19 @@ def recurrent(use: Use) -> Mapping[str, AbstractContribution]:
     ]
     sources, backs = zip(*pairs, strict=True)
     leaves = [leaf for t in traces for leaf in (t.gates, *(added for added, _ in t.projected))]
-    if _draws(layer):
-        check_repeated(use, _as_steps(use, use.outputs[0]), outputs)
+    if draws(layer):
+        check_repeated(use, as_steps(use, use.outputs[0]), outputs)
     found = iter(torch.autograd.grad(sources, leaves, backs, allow_unused=True))
-    named: dict[str, AbstractContribution] = {}
+    parts: dict[str, AbstractContribution] = {}
     for trace in traces:
-        named |= _contributions(trace, found)
-    return {name: part for name, part in named.items() if name in use.wanted}
-
-
-def _draws(layer: Any) -> bool:
-    return layer.training and layer.dropout > 0 and layer.num_layers > 1
-
-
-def _of_lstm(use: Use, inputs: Tensor) -> Mapping[str, AbstractContribution]:
-    """From the last layer down: the gates' gradients give those of the layer's inputs."""
-    layer, sides = use.layer, ("", "_reverse")[: 2 if use.layer.bidirectional else 1]
-    starts, sequences = _starts(use, inputs), [inputs]
-    weights = [
-        [_weights(layer, f"_l{depth}{side}", inputs) for side in sides]
-        for depth in range(layer.num_layers)
-    ]
-    for depth in range(layer.num_layers - 1):
-        span = slice(depth * len(sides), (depth + 1) * len(sides))
-        start = starts[0][span].contiguous(), starts[1][span].contiguous()
-        sequences.append(layer_outputs(sequences[-1], start, weights[depth]))
-    sequences.append(_as_steps(use, widened(use.outputs[0])))
-    upper, *final = (None if part is None else widened(part) for part in use.gradients)
-    upper = None if upper is None else _as_steps(use, upper)
-    named: dict[str, AbstractContribution] = {}
-    for depth in reversed(range(layer.num_layers)):
-        lower: Tensor | None = None
-        for number, side in enumerate(sides):
-            place, turn = depth * len(sides) + number, (lambda x: x.flip(0)) if number else _same
-            part = slice(number * layer.hidden_size, (number + 1) * layer.hidden_size)
-            given = Direction(
-                inputs=turn(sequences[depth]),
-                outputs=turn(sequences[depth + 1][..., part]),
-                start=(starts[0][place], starts[1][place]),
-                weights=weights[depth][number],
-            )
-            ends = tuple(None if end is None else end[place] for end in final)
-            back = None if upper is None else turn(upper[..., part])
-            gates = gate_gradients(given, back, (ends[0], ends[1]))
-            named |= _named(f"_l{depth}{side}", gates, gates, given.inputs, given.before)
-            if depth:
-                down = turn(gates @ given.weights["weight_ih"])
-                lower = down if lower is None else lower + down
-        upper = lower
-    return {name: part for name, part in named.items() if name in use.wanted}
-
-
-def _same(values: Tensor) -> Tensor:
-    return values
-
-
-def _named(
-    suffix: str, gates: Tensor, inner: Tensor, inputs: Tensor, before: Tensor
-) -> dict[str, AbstractContribution]:
-    """The parameters of one direction: inputs to ``gates``, states before to ``inner``."""
-    outer, hidden = gates.transpose(0, 1), inner.transpose(0, 1)
-    shared = cache(lambda: gram(outer)) if inner is gates else None
-    found: dict[str, AbstractContribution] = {
-        "weight_ih": Outer(outer, inputs.transpose(0, 1), shared),
-        "weight_hh": Outer(hidden, before.transpose(0, 1), shared),
-        "bias_ih": Whole(outer.sum(1)),
-        "bias_hh": Whole(hidden.sum(1)),
-    }
-    return {name + suffix: part for name, part in found.items()}
-
-
-def _as_steps(use: Use, values: Tensor) -> Tensor:
-    """``[steps, batch, features]`` of an output, or of its gradient."""
-    given = use.input
-    if isinstance(given, PackedSequence):
-        packed = PackedSequence(values, *given[1:])
-        return pad_packed_sequence(packed)[0]
-    return values.transpose(0, 1) if use.layer.batch_first else values
-
-
-def _sequence(use: Use) -> tuple[Tensor, Tensor | None]:
-    """``[steps, batch, features]``, and which steps belong to a sequence of its own length."""
-    given = use.input
-    if isinstance(given, PackedSequence):
-        inputs, lengths = pad_packed_sequence(given)
-        steps = torch.arange(len(inputs)).unsqueeze(1)
-        return widened(inputs), (steps < lengths).to(inputs.device).unsqueeze(2)
-    if given.dim() != 3 or given.shape[0 if use.layer.batch_first else 1] != use.count:
-        raise UsageError(
-            f"layer {use.name!r} ({type(use.layer).__name__}) received shape {list(given.shape)} "
-            f"with batch_first={use.layer.batch_first}, expected {use.count} examples in a batch: "
-            "give it three dimensions, or change batch_first"
-        )
-    return _as_steps(use, given), None
+        parts |= _contributions(trace, found)
+    return {name: part for name, part in parts.items() if name in use.wanted}
 
 
 def _run(use: Use, inputs: Tensor, active: Tensor | None) -> tuple[Tensor, State, list[Trace]]:
     """The whole layer again: its outputs, its final states, and a trace of every direction."""
     layer, directions = use.layer, 2 if use.layer.bidirectional else 1
-    cell, starts = _CELLS[layer.mode], _starts(use, inputs)
+    cell, begun = _CELLS[layer.mode], starts(layer, given_state(use), inputs)
     traces: list[Trace] = []
     ends: list[State] = []
     with with_random_state(use.random_state):
@@ -215,30 +136,21 @@ def _run(use: Use, inputs: Tensor, active: Tensor | None) -> tuple[Tensor, State
             parts: list[Tensor] = []
             for direction in range(directions):
                 suffix = f"_l{depth}" + ("_reverse" if direction else "")
-                start = tuple(part[depth * directions + direction] for part in starts)
-                weights = _weights(layer, suffix, inputs)
+                start = tuple(part[depth * directions + direction] for part in begun)
+                weights = weights_of(layer, suffix, inputs)
                 trace = Trace(suffix, inputs.detach(), _gates(layer.mode, weights, inputs))
                 output, end = _walk(cell, trace, weights, start, (bool(direction), active), inputs)
                 traces.append(trace)
                 parts.append(output)
                 ends.append(end)
             inputs = torch.cat(parts, 2) if directions > 1 else parts[0]
-            if _draws(layer) and depth < layer.num_layers - 1:
+            if draws(layer) and depth < layer.num_layers - 1:
                 inputs = F.dropout(inputs, layer.dropout)
     final = tuple(torch.stack(states) for states in zip(*ends, strict=True))
     return inputs, final, traces
 
 
-def _weights(layer: Any, suffix: str, inputs: Tensor) -> dict[str, Tensor]:
-    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
-    return {
-        name: getattr(layer, name + suffix).detach().to(inputs)
-        for name in names
-        if hasattr(layer, name + suffix)
-    }
-
-
-def _gates(mode: str, weights: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+def _gates(mode: str, weights: Weights, inputs: Tensor) -> Tensor:
     bias = weights.get("bias_ih")
     if bias is not None and mode != "GRU":
         bias = bias + weights["bias_hh"]
@@ -246,23 +158,10 @@ def _gates(mode: str, weights: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
     return found if found.requires_grad else found.requires_grad_()
 
 
-def _starts(use: Use, inputs: Tensor) -> State:
-    given = use.args[1] if len(use.args) > 1 else use.kwargs.get("hx")
-    layer = use.layer
-    if given is not None:
-        return tuple(map(widened, given if isinstance(given, tuple | list) else (given,)))
-    places = layer.num_layers * (2 if layer.bidirectional else 1)
-    width = layer.proj_size or layer.hidden_size
-    start = inputs.new_zeros(places, inputs.shape[1], width)
-    if layer.mode != "LSTM":
-        return (start,)
-    return start, inputs.new_zeros(places, inputs.shape[1], layer.hidden_size)
-
-
 def _walk(
     cell: Cell,
     trace: Trace,
-    weights: Mapping[str, Tensor],
+    weights: Weights,
     state: State,
     order: tuple[bool, Tensor | None],
     inputs: Tensor,
@@ -296,7 +195,7 @@ def _contributions(trace: Trace, found: Iterator[Tensor | None]) -> dict[str, Ab
     if reset:
         last = gates.shape[2] // 3
         inner = torch.cat([gates[..., : 2 * last], gates[..., 2 * last :] * torch.stack(reset)], 2)
-    named = _named(trace.suffix, gates, inner, trace.inputs, torch.stack(before))
+    named = contributions(trace.suffix, gates, inner, trace.inputs, torch.stack(before))
     if trace.projected:
         parts = [_filled(next(found), added) for added, _ in trace.projected]
         states = [state for _, state in trace.projected]

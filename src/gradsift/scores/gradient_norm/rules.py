@@ -31,6 +31,7 @@ class Use:
         gradients: of the summed losses, one for each output; None where none came back.
         count: how many examples.
         random_state: of the default CPU generator before the call.
+        record: what a stand-in kept of the call, for the rule that it belongs to.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Use:
     gradients: tuple[Tensor | None, ...]
     count: int
     random_state: Tensor | None = None
+    record: Any = None
 
     @property
     def input(self) -> Any:

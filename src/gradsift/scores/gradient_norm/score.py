@@ -173,7 +173,7 @@ class GradientNorm(AbstractScore):
         while True:
             whole = self._whole.get(model, frozenset())
             units = units_of(model, trained, whole)
-            with Capture(units, length(inputs), scales) as capture:
+            with Capture(units, length(inputs), scales, standins=True) as capture:
                 with autocast(inputs, self.precision):
                     outputs = forward(model, inputs)
                 capture.stop_listening()
