@@ -240,6 +240,14 @@ def test_the_first_scores_are_those_of_the_model_as_made(found: VarianceFound) -
     torch.testing.assert_close(shown, expected / expected.mean(), rtol=1e-4, atol=0)
 
 
+def test_old_scores_are_those_of_the_step_they_are_named_after() -> None:
+    first, last = found_of(24, 2).checkpoints
+    fresh = {against.name: against.scores for against in first.against}
+    old = {against.name: against.scores for against in last.against}
+    assert old["output gradient, 12 steps old"] == fresh["output gradient, all fresh"]
+    assert old["output gradient, 1 step old"] != old["output gradient, 12 steps old"]
+
+
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
@@ -320,6 +328,8 @@ def test_the_verdict_names_the_least_noise_for_the_seconds(found: VarianceFound)
     assert "nothing has less noise" in verdict(replace(one, checkpoints=(dear,)))
     fitted = replace(last, uniform=0.0)
     assert "no noise left" in verdict(replace(one, checkpoints=(fitted,)))
+    busy = replace(one, virtual=False, foreign_cpu=0.3)
+    assert verdict(busy).endswith("shared the machine: its seconds count for no claim.")
     assert variance_page(replace(one, checkpoints=(fitted,)))
 
 

@@ -82,17 +82,27 @@ def verdict(found: VarianceFound) -> str:
     """
     last = found.checkpoints[-1]
     paid = best_paid(last, found)
+    busy = (
+        " The measurement shared the machine: its seconds count for no claim."
+        if contended(found)
+        else ""
+    )
     where = f"After {last.step:,} steps with batches of {found.batch_size}"
     if paid is None:
         return f"{where} uniform batches have no noise left."
     best, noise = paid
     if best >= 1:
-        return f"{where} nothing has less noise at equal seconds than uniform batches."
+        return f"{where} nothing has less noise at equal seconds than uniform batches.{busy}"
     return (
         f"{where} the least noise at equal seconds is {best:.2f} of that of uniform batches, with "
         f"{noise.name}; no probabilities for independent draws, at equal batch size, are below "
-        f"{_least(last):.2f}."
+        f"{_least(last):.2f}.{busy}"
     )
+
+
+def contended(found: VarianceFound) -> bool:
+    """Whether the seconds count for no claim."""
+    return found.foreign_cpu is not None and found.foreign_cpu > CONTENDED
 
 
 _HEAD = (
@@ -198,7 +208,7 @@ def _notes(found: VarianceFound) -> str:
         texts.append(("Counted cost, not measured time.", False))
     elif found.foreign_cpu is None:
         texts.append(("load unknown: the seconds may be those of a busy machine", True))
-    elif found.foreign_cpu > CONTENDED:
+    elif contended(found):
         texts.append(
             (
                 f"contended: other processes used {100 * found.foreign_cpu:.0f} % of the machine, "
