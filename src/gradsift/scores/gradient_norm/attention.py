@@ -49,13 +49,14 @@ class Sides:
 def attention(use: Use) -> Mapping[str, AbstractContribution]:
     """Self- and cross-attention, masks, ``bias_k``, ``bias_v``, ``add_zero_attn``, dropout."""
     layer = use.layer
-    bound = _SIGNATURE.bind(layer, *use.args, **use.kwargs)
-    bound.apply_defaults()
-    given = bound.arguments
+    given = arguments_of(layer, use.args, use.kwargs)
     sides = Sides(*(_first(layer, widened(given[name])) for name in ("query", "key", "value")))
     for side in sides:
         use.by_example(side)
-    leaves = [part.requires_grad_() for part in _projected(layer, sides)]
+    if use.record is not None:
+        found, context = use.record.read()
+        return _contributions(use, sides, found, (_first(layer, use.gradient), context))
+    leaves = [part.requires_grad_() for part in projected(layer, sides)]
     extra = [
         widened(bias.detach()).expand(use.count, 1, -1).clone().requires_grad_()
         for bias in (layer.bias_k, layer.bias_v)
@@ -76,12 +77,20 @@ def attention(use: Use) -> Mapping[str, AbstractContribution]:
     return _contributions(use, sides, list(found), (gradient, context))
 
 
+def arguments_of(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of ``forward`` by name, with its defaults."""
+    bound = _SIGNATURE.bind(layer, *args, **kwargs)
+    bound.apply_defaults()
+    return dict(bound.arguments)
+
+
 def _first(layer: Any, values: Tensor) -> Tensor:
     """With the examples in the first dimension."""
     return values if layer.batch_first or values.dim() < 3 else values.transpose(0, 1)
 
 
-def _projected(layer: Any, sides: Sides) -> list[Tensor]:
+def projected(layer: Any, sides: Sides) -> list[Tensor]:
+    """Queries, keys and values after their projections, whose parameters are constants here."""
     if layer._qkv_same_embed_dim:
         weights = layer.in_proj_weight.detach().chunk(3)
     else:
@@ -122,7 +131,7 @@ def _attend(
     query, key, value = (
         side.unflatten(2, (heads, -1)).transpose(1, 2) for side in (query, key, value)
     )
-    mask = _mask(given, use.count, heads, key, query)
+    mask = combined_mask(given, use.count, heads, key, query)
     drops = layer.training and layer.dropout > 0
     if not drops and (len(use.gradients) == 1 or use.gradients[1] is None):
         context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
@@ -140,7 +149,7 @@ def _attend(
     return context, weights
 
 
-def _mask(
+def combined_mask(
     given: Mapping[str, Any], count: int, heads: int, key: Tensor, query: Tensor
 ) -> Tensor | None:
     """Both masks as one that is added to the scores."""

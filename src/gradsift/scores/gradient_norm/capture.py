@@ -5,7 +5,7 @@ whose parameters are used once is finished as soon as its gradient arrives, so n
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,14 +18,22 @@ from torch.utils import _pytree as pytree
 
 from gradsift.errors import UsageError
 from gradsift.nested import tensors
+from gradsift.scores.gradient_norm.attention_standin import AttentionStandin
 from gradsift.scores.gradient_norm.contributions import AbstractContribution, combine
 from gradsift.scores.gradient_norm.graph import Passage, edges, parameters_outside
-from gradsift.scores.gradient_norm.lstm_stack import Standin
-from gradsift.scores.gradient_norm.rules import Use, find_rule
+from gradsift.scores.gradient_norm.lstm_stack import LstmStandin
+from gradsift.scores.gradient_norm.rules import Use, rule_of
 from gradsift.scores.gradient_norm.units import Unit
 
 Scales = Mapping[nn.Parameter, Tensor]
 """The diagonal of a preconditioner: a factor for every number of a parameter."""
+
+
+STANDINS: dict[type[nn.Module], Callable[[Any], Any]] = {
+    nn.LSTM: LstmStandin,
+    nn.MultiheadAttention: AttentionStandin,
+}
+"""Layers that show too little, and what may run in their place while gradsift scores."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,9 +70,10 @@ class Capture(AbstractContextManager["Capture"]):
         self._scales = scales
         self._handles: list[Any] = []
         self._standins = {
-            unit.module: Standin(unit.module)
+            unit.module: kind(unit.module)
             for unit in units
-            if standins and isinstance(unit.module, nn.LSTM) and find_rule(unit.module)
+            for layer, kind in STANDINS.items()
+            if standins and isinstance(unit.module, layer) and unit.rule is rule_of(layer)
         }
         self._states: dict[nn.Module, Tensor] = {}
         self._listening = False
@@ -153,15 +162,17 @@ class Capture(AbstractContextManager["Capture"]):
         if self._total is not None or self._waiting:
             self._again = True
         given = tensors((args, kwargs))
+        standin = self._standins.get(module)
+        record = None if standin is None else standin.taken()
         call = Call(
             unit=unit,
             args=_detached(args),
             kwargs=_detached(kwargs),
             outputs=tuple(value.detach() for value in found),
-            passage=Passage(edges(given), edges(found)),
+            passage=Passage(edges(given), edges(found), () if record is None else record.edges),
             versions=tuple((value, value._version) for value in map(torch.detach, given)),
             random_state=self._states.pop(module, None),
-            record=standin.taken() if (standin := self._standins.get(module)) else None,
+            record=record,
             gradients=[None] * len(found),
         )
         place = len(self.calls)
@@ -181,7 +192,7 @@ class Capture(AbstractContextManager["Capture"]):
             return
         call.gradients[number] = gradient.detach()
         alone = all(self._uses[id(value)] == 1 for value in call.unit.wanted.values())
-        if alone and call.unit.whole and len(call.passage.ends) == 1:
+        if alone and call.unit.whole and call.record is None and len(call.passage.ends) == 1:
             self._take(call)
             call.gradients[number] = gradient.new_empty(0)
             self.calls[place] = replace(

@@ -26,10 +26,22 @@ def edges(values: Iterable[Tensor]) -> tuple[GradientEdge, ...]:
 
 
 class Passage:
-    """A layer in the graph: from the nodes of its outputs straight to those of its inputs."""
+    """A layer in the graph: from the nodes of its outputs straight to those of its inputs.
 
-    def __init__(self, inputs: tuple[GradientEdge, ...], outputs: tuple[GradientEdge, ...]) -> None:
+    Args:
+        inputs: edges of what the layer read.
+        outputs: edges of what it returned.
+        inside: edges in between that a backward pass has to reach too.
+    """
+
+    def __init__(
+        self,
+        inputs: tuple[GradientEdge, ...],
+        outputs: tuple[GradientEdge, ...],
+        inside: tuple[GradientEdge, ...] = (),
+    ) -> None:
         self.outputs = outputs
+        self.inside = inside
         self.ends = [edge.node for edge in outputs]
         own = set(self.ends)
         self.starts: list[Node] = []
@@ -78,6 +90,7 @@ def stops(passages: list[Passage]) -> list[GradientEdge]:
     ends = {node for passage in passages for node in passage.ends}
     found: list[GradientEdge] = []
     for passage in passages:
+        found += passage.inside
         if len(passage.ends) > 1 or not _meets(passage.starts, ends):
             found += passage.outputs
     return found

@@ -1,7 +1,7 @@
 """All layers and directions of `torch.nn.LSTM`: repeated for a rule, or run in place of the layer.
 
 The fused kernel shows no gates, so a rule has to compute them again. Where the forward pass is
-gradsift's own, `Standin` takes the layer's place for that pass: it computes the same and keeps
+gradsift's own, `LstmStandin` takes the layer's place for that pass: it computes the same and keeps
 the gates, and its backward pass keeps their gradients.
 """
 
@@ -34,11 +34,13 @@ class Stack:
         layer: the module.
         walked: for each layer, one or two directions.
         gates: gradients of the gates' inputs, by suffix; empty before `back`.
+        edges: where a backward pass has to arrive: nowhere.
     """
 
     layer: Any
     walked: list[list[Walked]]
     gates: dict[str, Tensor] = field(default_factory=dict)
+    edges: tuple[Any, ...] = ()
 
     def back(
         self,
@@ -147,12 +149,12 @@ class _Run(torch.autograd.Function):
 
 
 @dataclass(frozen=True, eq=False)
-class Standin:
+class LstmStandin:
     """The forward pass of an LSTM while gradsift scores; what it kept is taken by `taken`.
 
     Example:
         >>> layer, x = nn.LSTM(2, 3), torch.ones(4, 1, 2)
-        >>> standin = Standin(layer)
+        >>> standin = LstmStandin(layer)
         >>> torch.testing.assert_close(standin(x)[0], layer(x)[0])
     """
 

@@ -142,6 +142,16 @@ def find_rule(layer: nn.Module) -> Rule | None:
     return None
 
 
+def rule_of(layer: type[nn.Module]) -> Rule | None:
+    """The rule that a class is registered with.
+
+    Example:
+        >>> rule_of(nn.ReLU) is None
+        True
+    """
+    return _RULES.get(layer)
+
+
 def is_altered(layer: nn.Module) -> bool:
     """Whether a parameter is computed from others, or ``forward`` is the instance's own."""
     attributes = vars(layer)
