@@ -30,7 +30,6 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -155,10 +154,12 @@ class Task:
         return loss.detach()
 
     def score(self) -> Work:
+        """One pass of the score."""
         score = GradientNorm(precision="float32", check=False)
         return lambda: score(self.model, LOSS, self.inputs, self.targets)
 
     def watch(self) -> Work:
+        """The plain step, watched."""
         score = GradientNorm()
 
         def work() -> Tensor:
@@ -169,6 +170,7 @@ class Task:
         return work
 
     def opacus(self) -> Work:
+        """Opacus: ghost norms where it has them, per-example gradients elsewhere."""
         module = importlib.import_module("opacus.grad_sample")
         if any(
             isinstance(layer, nn.LSTM | nn.MultiheadAttention) for layer in self.model.modules()
@@ -189,6 +191,7 @@ class Task:
         return work
 
     def backpack(self) -> Work:
+        """BackPACK's BatchL2Grad."""
         package = importlib.import_module("backpack")
         extensions = importlib.import_module("backpack.extensions")
         model = package.extend(copy.deepcopy(self.model), use_converter=False)
@@ -205,6 +208,7 @@ class Task:
         return work
 
     def functional(self) -> Work:
+        """`torch.func`: every per-example gradient at once."""
         parameters = {name: value.detach() for name, value in self.model.named_parameters()}
 
         def loss(values: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
@@ -358,9 +362,8 @@ def tables(rows: list[Row], ways: list[str]) -> str:
     lines = [f"{'model':12} {'plain':>8} {'A/A':18} " + " ".join(f"{way:18}" for way in ways)]
     for row in rows:
         cells = " ".join(f"{row.ratios[way]!s:18}" for way in ways)
-        lines.append(
-            f"{row.model:12} {row.plain_seconds * 1e3:6.1f}ms {row.identical!s:18} {cells} {row.mark}"
-        )
+        plain = f"{row.plain_seconds * 1e3:6.1f}ms"
+        lines.append(f"{row.model:12} {plain} {row.identical!s:18} {cells} {row.mark}")
     lines += ["", "largest relative difference to score; peak memory over the plain pass"]
     for row in rows:
         cells = "  ".join(

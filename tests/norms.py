@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from gradsift.scores import GradientNorm
+from gradsift.scores.base import call_model
 from gradsift.scores.gradient_loop import gradient_norms
 from twins import LossFunction
 
@@ -45,7 +46,10 @@ def agrees(
     loss_fn: LossFunction = squares,
     score: GradientNorm | None = None,
 ) -> None:
-    """The norms are those of the loop over examples: to 1e-10 in float64, 1e-4 in float32."""
+    """The norms are those of the loop over examples: to 1e-10 in float64, 1e-4 in float32.
+
+    So are those of a training step, seen as it goes by.
+    """
     model = filled(model, seed)
     first = inputs if isinstance(inputs, Tensor) else inputs[0]
     targets = normal(seed + 1, first.shape[0])
@@ -54,6 +58,11 @@ def agrees(
     found = score(model, loss_fn, inputs, targets)
     scale = exact.abs().max()
     torch.testing.assert_close(found, exact, rtol=1e-10, atol=1e-12 * float(scale))
+    with score.watch(model, first.shape[0]) as seen:
+        loss_fn(call_model(model, inputs), targets).mean().backward()
+    model.zero_grad()
+    stepped = seen.norms()
+    torch.testing.assert_close(stepped, exact, rtol=1e-10, atol=1e-12 * float(scale))
     single = copy.deepcopy(model).float()
     low = tuple(x.float() if x.is_floating_point() else x for x in _tuple(inputs))
     rough = score(single, loss_fn, low if isinstance(inputs, tuple) else low[0], targets.float())

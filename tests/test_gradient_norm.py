@@ -28,7 +28,7 @@ WIDTHS = st.integers(1, 5)
     bias=st.booleans(),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=40)
+@settings(max_examples=25)
 def test_linear_layers_of_vectors_and_sequences(
     sizes: tuple[int, ...], steps: list[int], bias: bool, seed: int
 ) -> None:
@@ -171,7 +171,7 @@ def test_nested_inputs_and_outputs() -> None:
 
 def test_another_way_to_call_the_model() -> None:
     def forward(model: Any, inputs: Any) -> Tensor:
-        return model(inputs["x"] * 2)
+        return model(2 * inputs["x"])
 
     model = network()
     found = GradientNorm().norms(model, LOSS, {"x": X / 2}, Y, forward)
@@ -205,7 +205,7 @@ def test_an_input_that_is_overwritten_is_refused() -> None:
 def test_hooks_of_the_user_are_respected() -> None:
     model = network()
     model[0].register_forward_pre_hook(lambda module, args: (args[0] * 3,))
-    model[0].register_forward_hook(lambda module, args, output: output * 2)
+    model[0].register_forward_hook(lambda module, args, output: output.mul(2))
     assert_close(GradientNorm()(model, LOSS, X, Y), gradient_norms(model, LOSS, X, Y))
 
 

@@ -53,8 +53,12 @@ def transposed(draw: Any) -> tuple[nn.Module, tuple[int, ...], int]:
     kernel = tuple(draw(st.integers(1, 3)) for _ in range(dimensions))
     stride = tuple(draw(st.integers(1, 3)) for _ in range(dimensions))
     dilation = tuple(draw(st.integers(1, 2)) for _ in range(dimensions))
-    padding = tuple(draw(st.integers(0, d * (k - 1))) for d, k in zip(dilation, kernel))
-    extra = tuple(draw(st.integers(0, max(s, d) - 1)) for s, d in zip(stride, dilation))
+    padding = tuple(
+        draw(st.integers(0, d * (k - 1))) for d, k in zip(dilation, kernel, strict=True)
+    )
+    extra = tuple(
+        draw(st.integers(0, max(s, d) - 1)) for s, d in zip(stride, dilation, strict=True)
+    )
     size = tuple(draw(st.integers(2, 4)) for _ in range(dimensions))
     layer = TRANSPOSED[dimensions](
         channels, width, kernel, stride, padding, extra, groups, draw(st.booleans()), dilation

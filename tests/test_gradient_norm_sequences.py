@@ -33,29 +33,28 @@ class Attends(nn.Module):
             source = x
         query, key = (z if first else z.transpose(0, 1) for z in (x, source))
         key = query if source is x else key
-        count, steps = len(x), source.shape[1]
-        options: dict[str, Any] = {"need_weights": self.weights}
-        if "padding" in self.masks:
-            padding = torch.zeros(count, steps, dtype=torch.bool)
-            padding[:, 1:] = source[:, 1:, 0] > 0.5
-            options["key_padding_mask"] = padding
-        if "causal" in self.masks:
-            shape = (x.shape[1], steps)
-            options["attn_mask"] = torch.ones(shape, dtype=torch.bool).triu(1)
-        if "heads" in self.masks:
-            ramp = torch.arange(2.0, dtype=x.dtype).view(2, 1, 1)
-            options["attn_mask"] = ramp.expand(2, x.shape[1], steps).repeat(count, 1, 1)
-        if "padding" in self.masks and "attn_mask" in options:
-            options["key_padding_mask"] = torch.zeros(padding.shape, dtype=x.dtype).masked_fill(
-                padding, -torch.inf
-            )
-            if options["attn_mask"].dtype == torch.bool:
-                options["attn_mask"] = torch.zeros(shape, dtype=x.dtype).masked_fill(
-                    options["attn_mask"], -torch.inf
-                )
+        options = self.options(x, source)
         found, weights = self.attention(query, key, key, **options)
         found = (found if first else found.transpose(0, 1)).flatten(1)
         return found if weights is None else torch.cat([found, weights.flatten(1)], 1)
+
+    def options(self, x: Tensor, source: Tensor) -> dict[str, Any]:
+        """Masks: additive where there are two, so that they have one type; boolean otherwise."""
+        options: dict[str, Any] = {"need_weights": self.weights}
+        padding = torch.zeros(source.shape[:2], dtype=torch.bool)
+        padding[:, 1:] = source[:, 1:, 0] > 0.5
+        causal = torch.ones(x.shape[1], source.shape[1], dtype=torch.bool).triu(1)
+        if self.masks == "heads":
+            ramp = torch.arange(2.0, dtype=x.dtype).view(2, 1, 1)
+            options["attn_mask"] = ramp.expand(2, *causal.shape).repeat(len(x), 1, 1)
+        for name, key, mask in (
+            ("padding", "key_padding_mask", padding),
+            ("causal", "attn_mask", causal),
+        ):
+            if name in self.masks:
+                low = torch.zeros(mask.shape, dtype=x.dtype).masked_fill(mask, -torch.inf)
+                options[key] = low if " " in self.masks else mask
+        return options
 
 
 @given(

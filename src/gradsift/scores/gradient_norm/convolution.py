@@ -238,8 +238,10 @@ def _correlation(
         before, far = widths[2 * place], image.shape[-1 - place]
         widths[2 * place + 1] = size * step - far - before
     image = _padded(image, widths)
-    sides = [side.reshape(-1, side.shape[1] // groups, *side.shape[2:]) for side in (left, image)]
-    return Correlation(*sides, *options, groups)
+    left, image = (
+        side.reshape(-1, side.shape[1] // groups, *side.shape[2:]) for side in (left, image)
+    )
+    return Correlation(left, image, *options, groups)
 
 
 def _padded(values: Tensor, widths: list[int]) -> Tensor:

@@ -163,7 +163,7 @@ class LstmStandin:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """As `torch.nn.LSTM.forward`; what it cannot do goes there."""
-        inputs = args[0] if args else kwargs.get("input")
+        inputs: Any = args[0] if args else kwargs.get("input")
         given = args[1] if len(args) > 1 else kwargs.get("hx")
         if not self._can(inputs):
             return nn.LSTM.forward(self.layer, *args, **kwargs)
