@@ -21,7 +21,9 @@ TOY = ("--budget", "4steps", "--model", "linear", "--batch-size", "16")
 def workplace(tmp_path, monkeypatch):
     """Every command runs in an empty folder, and measures few draws."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("gradsift.comparison.noises.DRAWS", 4)
+    monkeypatch.setattr("gradsift.comparison.noises.DRAWS", 3)
+    monkeypatch.setattr("gradsift.comparison.noises.POOLS", 2)
+    monkeypatch.setattr("gradsift.comparison.costs.TRIALS", 3)
     monkeypatch.setattr("gradsift.comparison.population.EXAMPLES", 40)
     return tmp_path
 
@@ -49,8 +51,14 @@ def test_it_writes_numbers_and_a_page(workplace, capsys):
 
 
 def test_the_run_is_the_uniform_one_of_the_reference(workplace, capsys, undrawn):
-    arms = ["--arm", "a: --recipe pool --pool-ratio 2 --lr 0.5 --model linear", "--recipes", "auto"]
-    assert entry.main([*SHORT, *arms, "--reference", "a", "--budget", "2steps", "--out", "o"]) == 0
+    flags = [
+        "--arm",
+        "a: --recipe pool --pool-ratio 2 --lr 0.5 --model linear",
+        "--recipes",
+        "auto",
+    ]
+    flags += ["--reference", "a", "--budget", "2steps", "--batch-size", "16", "--out", "o"]
+    assert entry.main([*SHORT, *flags]) == 0
     found = json.loads((workplace / "o" / "variance.json").read_text())
     assert found["pool_ratio"] == 2.0
     assert "--lr 0.5" in found["flags"]

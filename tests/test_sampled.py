@@ -89,7 +89,7 @@ def test_a_systematic_sample_is_within_a_few_percent_and_the_formula_with_replac
     scores, size, n = gradients.norm(dim=1).sqrt(), 20, 60
     inclusion = capped_inclusion(scores, size)
     true, right, wrong = [], [], []
-    for _ in range(700):
+    for _ in range(400):
         drawn = Systematic().draw(scores, size, generator)
         rows, weights = gradients[drawn.positions], drawn.weights
         weighted = weights.unsqueeze(1) * rows
@@ -97,7 +97,7 @@ def test_a_systematic_sample_is_within_a_few_percent_and_the_formula_with_replac
         true.append(float((estimate - gradients.mean(0)).square().sum()))
         right.append(sampled_trace_without_replacement(rows, inclusion[drawn.positions], n))
         wrong.append(float((weighted - estimate).square().sum()) / (size * (size - 1)))
-    assert np.mean(right) == pytest.approx(np.mean(true), rel=0.08)
+    assert np.mean(right) == pytest.approx(np.mean(true), rel=0.1)
     assert np.mean(wrong) > 1.25 * np.mean(true)
 
 
@@ -161,11 +161,12 @@ def truth() -> dict[str, float]:
 
 @pytest.mark.parametrize("name", list(truth()))
 def test_the_average_finds_the_truth_within_its_interval(name: str) -> None:
-    found: Estimate = getattr(filled(300), name)
+    found: Estimate = getattr(filled(200), name)
     assert abs(found.value - truth()[name]) < 3 * found.standard_error
-    assert found.standard_error < 0.15 * found.value
+    assert found.standard_error < 0.2 * found.value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(truth()))
 def test_the_standard_error_is_that_of_many_repetitions(name: str) -> None:
     found: list[Estimate] = [getattr(filled(40, seed=seed), name) for seed in range(30)]

@@ -107,10 +107,11 @@ def ways() -> list[AbstractWay]:
 
 
 @pytest.mark.parametrize("way", ways(), ids=lambda way: way.name)
-def test_measured_variances_are_those_of_the_formulas(way: AbstractWay) -> None:
-    found = measure(way, cloud(), SIZE, 6, torch.Generator().manual_seed(2))
+def test_measured_variances_are_those_of_the_formulas(way: AbstractWay, monkeypatch) -> None:
+    monkeypatch.setattr("gradsift.comparison.noises.DRAWS", 40)
+    found = measure(way, cloud(), SIZE, 8, torch.Generator().manual_seed(2))
     assert found.low < found.measured < found.high
-    allowed = 0.03 * found.formula if isinstance(way.draw, Systematic) else 0.0
+    allowed = 0.05 * found.formula if isinstance(way.draw, Systematic) else 0.0
     assert abs(found.measured - found.formula) < 1.6 * found.half_width + allowed
     assert (found.source, found.seconds) == (way.source, way.seconds)
 
@@ -172,7 +173,9 @@ def found_of(steps: int = 24, checkpoints: int = 3, spectator: AbstractSpectator
 @pytest.fixture(scope="module")
 def found() -> Iterator[VarianceFound]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gradsift.comparison.noises.DRAWS", 10)
+        patch.setattr("gradsift.comparison.noises.DRAWS", 5)
+        patch.setattr("gradsift.comparison.noises.POOLS", 2)
+        patch.setattr("gradsift.comparison.costs.TRIALS", 3)
         yield found_of()
 
 
