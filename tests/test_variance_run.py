@@ -20,7 +20,7 @@ from gradsift.comparison.watched import AbstractSpectator, Asked
 from gradsift.errors import TrainingError, UsageError
 from gradsift.models import build_model
 from gradsift.report.summary import plain_json
-from gradsift.report.variance import Checkpoint, Noise, VarianceFound
+from gradsift.report.variance import Checkpoint, Noise, Recovered, VarianceFound
 from gradsift.report.variance_page import in_words, variance_page, verdict
 from gradsift.sampling.draws import Multinomial, Stratified, Systematic
 from gradsift.sampling.table import FLOORED
@@ -315,6 +315,11 @@ def test_notes_say_what_cannot_be_claimed(small: VarianceFound, monkeypatch) -> 
     assert "contended: other processes used 30 %" in text
     assert "Ctrl-C ended the run before step 24" in text
     assert "load unknown" in variance_page(replace(busy, foreign_cpu=None))
+    shares = [("once", 0.7, math.inf, 1), ("twice", 0.5, 0.1, 2), ("never", math.nan, math.inf, 0)]
+    text = variance_page(replace(busy, recovered=tuple(Recovered(*share) for share in shares)))
+    assert "<td>0.70</td>" in text
+    assert "<td>0.50 ± 0.10</td>" in text
+    assert "<td>no checkpoint</td>" in text
     assert "contended" not in variance_page(replace(busy, foreign_cpu=0.01))
 
 

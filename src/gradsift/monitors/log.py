@@ -1,8 +1,10 @@
 """Where measurements go: one JSON object per line, or nowhere.
 
 Every line of ``metrics.jsonl`` has ``kind`` (train, eval, gate or event), ``step`` and
-``seconds``; the other keys depend on the kind. Lines are written whole and flushed, so a run
-that is killed leaves a file that can be read.
+``seconds``; the other keys depend on the kind. Events that are read again have a ``name``:
+``gradsift train`` writes ``settings`` at its start, ``health`` and ``cost`` at every evaluation,
+``scores`` and ``correlation`` at its end. Lines are written whole and flushed, so a run that is
+killed leaves a file that can be read.
 """
 
 import json

@@ -1,6 +1,8 @@
 """The same traces from what was drawn: gradients or norms, with the weights really used.
 
-A single batch is very noisy. `TraceAverage` accumulates many, and says how well they are known.
+For a pool that is resampled with replacement the pool's own variance comes on top:
+`prices.pool_ratio_measured`, `traces.pool_trace`. A single batch is very noisy: `TraceAverage`
+accumulates many, and says how well they are known.
 """
 
 import math

@@ -11,7 +11,7 @@ from gradsift.report.compared import CONTENDED
 from gradsift.report.figures import svg
 from gradsift.report.numbers import quantity
 from gradsift.report.style import STYLE as COMMON
-from gradsift.report.variance import Checkpoint, Noise, VarianceFound
+from gradsift.report.variance import Checkpoint, Noise, Recovered, VarianceFound
 
 FILE = "variance.html"
 
@@ -179,16 +179,14 @@ def _row(found: VarianceFound, noise: Noise) -> list[str]:
 
 
 def _shares(found: VarianceFound) -> list[list[str]]:
-    return [
-        [
-            share.name,
-            "no checkpoint"
-            if not share.checkpoints
-            else f"{share.share:.2f} ± {share.standard_error:.2f}",
-            f"{share.checkpoints}",
-        ]
-        for share in found.recovered
-    ]
+    return [[each.name, _share(each), f"{each.checkpoints}"] for each in found.recovered]
+
+
+def _share(each: Recovered) -> str:
+    if not each.checkpoints:
+        return "no checkpoint"
+    known = math.isfinite(each.standard_error)
+    return f"{each.share:.2f} ± {each.standard_error:.2f}" if known else f"{each.share:.2f}"
 
 
 def _notes(found: VarianceFound) -> str:
