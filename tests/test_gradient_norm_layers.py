@@ -2,6 +2,8 @@
 
 import inspect
 import logging
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -300,3 +302,12 @@ def test_the_cheaper_form_of_an_outer_product_is_taken() -> None:
 
     assert prefers(64, 512, 512)
     assert not prefers(512, 16, 16)
+
+
+def test_the_page_runs_as_written() -> None:
+    page = Path(__file__).parents[1] / "docs" / "gradient-norms.md"
+    names: dict[str, Any] = {"__name__": "page"}
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+        exec(compile(block, page.name, "exec"), names)
+        names["norms"] = names["norms"].clone()
+    assert names["norms"].shape == (32,)

@@ -31,6 +31,9 @@ from gradsift.scores.gradient_norm.rules import Use, register_rule
 Offsets = tuple[int, ...]
 """One number for each spatial dimension."""
 
+AT_ONCE = 2**20
+"""Numbers of both sides that are laid out on the grid at one time, unless one row has more."""
+
 NARROW = 8
 """Columns below which the taps share one matrix product: a narrow one wastes its time."""
 
@@ -75,11 +78,13 @@ class Correlation(AbstractContribution):
 
     Attributes:
         left: ``[batch·groups, rows, *positions]``.
-        image: ``[batch·groups, columns, *pixels]``, padded to the stride times the grid.
+        image: ``[batch·groups, columns, *pixels]``.
         kernel: positions of the kernel in each dimension.
         stride: s.
         dilation: d.
         groups: each has a weight of its own.
+        widths: zeros around the image, as `torch.nn.functional.pad` takes them, that make it the
+            stride times the grid.
 
     Example:
         >>> left, image = torch.ones(1, 1, 2), torch.ones(1, 1, 3)  # 2 + 1 = 3
@@ -93,6 +98,7 @@ class Correlation(AbstractContribution):
     stride: Offsets
     dilation: Offsets
     groups: int
+    widths: Offsets = ()
 
     @property
     def count(self) -> int:
@@ -131,22 +137,24 @@ class Correlation(AbstractContribution):
 
     def squared_norms(self) -> Float[Tensor, " batch"]:
         """``‖G_i‖²``."""
-        found = self.by_pixels() if self.prefers_pixels else self.by_taps()
-        return found.view(self.count, self.groups).sum(1)
+        form = self.by_pixels if self.prefers_pixels else self.by_taps
+        numbers = prod(self.grid) * (self.left.shape[1] + self.image.shape[1])
+        step, size = max(1, AT_ONCE // numbers), len(self.left)
+        spans = [slice(start, min(start + step, size)) for start in range(0, size, step)]
+        return torch.cat([form(span) for span in spans]).view(self.count, self.groups).sum(1)
 
-    def by_taps(self) -> Float[Tensor, " groups"]:
+    def by_taps(self, rows: slice) -> Float[Tensor, " rows"]:
         """One product for each tap, of which only the norm is kept."""
-        whole = slice(0, self.left.shape[0])
-        parts = [torch.linalg.vector_norm(p, dim=(1, 2)) for p in self._products(whole)]
+        parts = [torch.linalg.vector_norm(part, dim=(1, 2)) for part in self._products(rows)]
         return torch.stack(parts).square().sum(0)
 
-    def by_pixels(self) -> Float[Tensor, " groups"]:
+    def by_pixels(self, rows: slice) -> Float[Tensor, " rows"]:
         """Inner products of pixels, summed over shifts; rounding can put the sum below zero."""
-        positions, size = self.left.shape[2:], len(self.left)
-        flat = self.left.flatten(2)
+        positions, size = self.left.shape[2:], rows.stop - rows.start
+        flat = self.left[rows].flatten(2)
         lefts = torch.bmm(flat.transpose(1, 2), flat).view(size, *positions, *positions)
         total = torch.zeros_like(lefts)
-        for phase, image in self._phases(slice(0, size)).items():
+        for phase, image in self._phases(rows).items():
             pixels = torch.bmm(image.transpose(1, 2), image).view(size, *self.grid, *self.grid)
             for tap in self.taps:
                 if tap.phase == phase:
@@ -171,7 +179,7 @@ class Correlation(AbstractContribution):
 
     def _phases(self, rows: slice) -> dict[Offsets, Tensor]:
         """The image as the strides see it: ``[batch·groups, columns, grid]`` for each phase."""
-        image = self.image[rows]
+        image = _padded(self.image[rows], list(self.widths))
         found: dict[Offsets, Tensor] = {}
         for phase in {tap.phase for tap in self.taps}:
             steps = [slice(p, None, s) for p, s in zip(phase, self.stride, strict=True)]
@@ -237,11 +245,10 @@ def _correlation(
     for place, (size, step) in enumerate(zip(reversed(grid), reversed(layer.stride), strict=True)):
         before, far = widths[2 * place], image.shape[-1 - place]
         widths[2 * place + 1] = size * step - far - before
-    image = _padded(image, widths)
     left, image = (
         side.reshape(-1, side.shape[1] // groups, *side.shape[2:]) for side in (left, image)
     )
-    return Correlation(left, image, *options, groups)
+    return Correlation(left, image, *options, groups, tuple(widths))
 
 
 def _padded(values: Tensor, widths: list[int]) -> Tensor:
