@@ -26,6 +26,7 @@ from gradsift.report.runs import Run
 FLAGS = [
     *("--recipes", "--arm", "--seeds", "--reference", "--grid", "--aa", "--file", "--out"),
 ]
+VARIANCE = ["--variance", "--checkpoints", "--repeats"]
 TWO = ("compare", "--recipes", "uniform,pool", "--budget", "12steps", "--clock", "virtual")
 
 
@@ -49,6 +50,7 @@ def test_the_flags_of_compare_are_frozen():
     assert [option for parameter in command.params for option in parameter.opts] == [
         "flags",
         *FLAGS,
+        *VARIANCE,
     ]
 
 
@@ -217,4 +219,4 @@ def test_a_run_in_words():
 def test_the_help_names_the_flags(capsys):
     assert entry.main(["compare", "--help"]) == 0
     shown = capsys.readouterr().out
-    assert [flag for flag in FLAGS if flag not in shown] == []
+    assert [flag for flag in (*FLAGS, *VARIANCE) if flag not in shown] == []

@@ -46,6 +46,7 @@ OPTIONAL = {
     "rich": ("cli", "trainer"),
     "scipy": ("comparison",),
     "sklearn": ("data",),
+    "tensorboard": ("monitors",),
     "typer": ("cli",),
 }
 """Packages of extras, and the only rooms that may import them."""
@@ -122,7 +123,7 @@ def test_no_hidden_imports(name: str) -> None:
 @pytest.mark.parametrize("name", MODULES)
 def test_optional_packages_stay_in_their_rooms(name: str) -> None:
     for other in imports(name):
-        rooms = OPTIONAL.get(other.split(".")[0])
+        rooms = OPTIONAL.get(other.removeprefix("torch.utils.").split(".")[0])
         assert rooms is None or room(name) in rooms, f"{name} imports {other}"
 
 

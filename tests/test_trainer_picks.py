@@ -12,7 +12,7 @@ from gradsift.report.picks import read_picks
 from gradsift.scores.output_gradient import OutputGradient
 from gradsift.trainer import Settings, run
 from gradsift.trainer import picks as module
-from gradsift.trainer.picks import DrawCount, describe, pick
+from gradsift.trainer.picks import describe, pick
 
 
 def problem(examples=60, shape=(1, 4, 4)):
@@ -74,13 +74,6 @@ def test_picking_changes_no_number_of_the_run(tmp_path):
     with_folder = run(problem(), settings("pool"), out=tmp_path / "o", clock=VirtualClock())
     without = run(problem(), settings("pool"), clock=VirtualClock())
     assert with_folder.summary == without.summary
-
-
-def test_repeated_examples_count_as_often_as_they_are_drawn():
-    count = DrawCount(4)
-    for _ in range(3):
-        count.add(torch.tensor([1, 1, 3]))
-    assert count.draws.tolist() == [0, 6, 0, 3]
 
 
 def test_rows_texts_and_sparse_rows_in_words():

@@ -36,7 +36,7 @@ def sift(
     rank: int | None = None,
     world_size: int | None = None,
     clock: AbstractClock | None = None,
-    log: str | Path | None = None,
+    log: str | Path | AbstractLog | None = None,
 ) -> SiftedLoader:
     """Wraps a loader so that training takes the examples that matter, without bias.
 
@@ -65,7 +65,8 @@ def sift(
             that of `torch.distributed` at the first iteration.
         world_size: how many such processes there are; checked against ``rank``.
         clock: where seconds come from; real ones by default.
-        log: a folder for ``metrics.jsonl``.
+        log: a folder for ``metrics.jsonl``, or any `monitors.AbstractLog`, such as
+            ``monitors.tensorboard.TensorBoard(folder)``. Only rank 0 writes.
 
     Returns:
         An iterable of `WeightedBatch`, one epoch per ``for`` loop.
@@ -96,7 +97,6 @@ def sift(
             f"this loader is sifted already ({first}): iterate over the first one, or delete it "
             "before the loader is sifted again"
         )
-    folder_log: AbstractLog = NullLog() if log is None or rank else JsonLines(log)
     sifted = SiftedLoader(
         loader,
         Setup(
@@ -110,7 +110,7 @@ def sift(
             seed=seed,
             rank=rank,
             clock=clock or WallClock(),
-            log=folder_log,
+            log=NullLog() if log is None or rank else _open_log(log),
         ),
     )
     _alive[id(loader)] = sifted
@@ -121,6 +121,10 @@ def _description_of_living(loader: Any) -> str | None:
     """In words, so that no traceback keeps the first one alive."""
     first = _alive.get(id(loader))
     return None if first is None else str(first)
+
+
+def _open_log(log: str | Path | AbstractLog) -> AbstractLog:
+    return log if isinstance(log, AbstractLog) else JsonLines(log)
 
 
 def _check(model: Any, loss_fn: Any, engine: Any) -> None:

@@ -12,12 +12,14 @@ from rich.console import Console
 
 from gradsift.budget import parse_budget
 from gradsift.cli.follow import ComparisonBar, ComparisonLines
-from gradsift.cli.train import train
+from gradsift.cli.train import COMMAND_LINE, train
+from gradsift.cli.variance import variance as measure
 from gradsift.comparison.arms import again, parse_arm, recipe_arms
 from gradsift.comparison.execute import Outcome, compare
 from gradsift.comparison.file import Asked, read_file
 from gradsift.comparison.folder import check_folder
 from gradsift.comparison.plan import Plan, parse_grid
+from gradsift.comparison.watched import Asked as AskedVariance
 from gradsift.errors import UsageError
 from gradsift.report.compare_page import FILE, write_compare_page
 from gradsift.report.compare_table import as_text
@@ -63,6 +65,16 @@ def compare_command(
     out: Annotated[
         Path | None, typer.Option(help="Folder; complete runs in it are kept.", show_default=False)
     ] = None,
+    variance: Annotated[
+        bool | None,
+        typer.Option("--variance", help="Measure the noise of every score and draw instead."),
+    ] = None,
+    checkpoints: Annotated[
+        int | None, typer.Option(help="With --variance: moments of its run.", show_default="5")
+    ] = None,
+    repeats: Annotated[
+        int | None, typer.Option(help="With --variance: of each measurement.", show_default="10")
+    ] = None,
 ) -> int:
     """Compare recipes, one process per run, in turn. Takes every flag of train for all arms.
 
@@ -79,15 +91,11 @@ def compare_command(
         train=tuple(flags or ()),
     )
     asked = typed if file is None else typed.over(read_file(file))
-    plan = plan_of(asked)
-    if asked.out is None:
-        raise UsageError("no folder for the results: give --out FOLDER")
-    check_folder(asked.out, plan)
-    _check_flags(plan)
-    outcome = _watched(plan, asked.out)
-    page = write_compare_page(asked.out / FILE, outcome.compared)
-    typer.echo(f"\n{as_text(outcome.compared)}\n\nreport: {page}")
-    return 130 if outcome.interrupted else int(outcome.failed)
+    if variance:
+        return _variance(asked, checkpoints, repeats)
+    if checkpoints is not None or repeats is not None:
+        raise UsageError("--checkpoints and --repeats belong to --variance: give it, or neither")
+    return _compare(asked)
 
 
 def plan_of(asked: Asked) -> Plan:
@@ -105,6 +113,18 @@ def plan_of(asked: Asked) -> Plan:
         grid=None if asked.grid is None else parse_grid(asked.grid),
     )
     return replace(plan, arms=(*plan.arms, again(plan.base))) if asked.aa else plan
+
+
+def _compare(asked: Asked) -> int:
+    plan = plan_of(asked)
+    if asked.out is None:
+        raise UsageError("no folder for the results: give --out FOLDER")
+    check_folder(asked.out, plan)
+    _check_flags(plan)
+    outcome = _watched(plan, asked.out)
+    page = write_compare_page(asked.out / FILE, outcome.compared)
+    typer.echo(f"\n{as_text(outcome.compared)}\n\nreport: {page}")
+    return 130 if outcome.interrupted else int(outcome.failed)
 
 
 def _watched(plan: Plan, out: Path) -> Outcome:
@@ -135,6 +155,27 @@ def _check_flags(plan: Plan) -> None:
 
 
 def _settings(flags: Sequence[str]) -> dict[str, Any]:
+    names = {field.name for field in fields(Settings)}
+    return {name: value for name, value in _parsed(flags).items() if name in names}
+
+
+def _parsed(flags: Sequence[str]) -> dict[str, Any]:
+    """What ``gradsift train`` would make of its flags."""
     with typer.main.get_command(_alone).make_context("train", list(flags)) as found:
-        names = {field.name for field in fields(Settings)}
-        return {name: value for name, value in found.params.items() if name in names}
+        return found.params
+
+
+def _variance(asked: Asked, checkpoints: int | None, repeats: int | None) -> int:
+    """One uniform run with the flags of the reference, or of all arms where there is no arm."""
+    for name in ("seeds", "grid", "aa"):
+        if getattr(asked, name) is not None:
+            raise UsageError(f"--{name} received with --variance, which trains once: leave it out")
+    if asked.out is None:
+        raise UsageError("no folder for the results: give --out FOLDER")
+    nothing = asked.recipes is None and not asked.arms
+    plan = plan_of(replace(asked, recipes="uniform") if nothing else asked)
+    flags = plan.flags(plan.base)
+    found = _parsed(flags)
+    given = {"checkpoints": checkpoints, "repeats": repeats, "pool_ratio": found["pool_ratio"]}
+    amount = AskedVariance(**{name: value for name, value in given.items() if value is not None})
+    return measure(found, flags, asked.out, amount, COMMAND_LINE.get())

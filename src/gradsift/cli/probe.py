@@ -1,7 +1,5 @@
 """``gradsift probe``: would sampling by score pay on this model, these data and this machine?"""
 
-import json
-import math
 from dataclasses import asdict
 from pathlib import Path
 from pickle import UnpicklingError
@@ -31,7 +29,7 @@ from gradsift.errors import DataError, UsageError
 from gradsift.prospect import Prospects, probe
 from gradsift.report import figures
 from gradsift.report.prospects import prospects
-from gradsift.report.summary import write_whole
+from gradsift.report.summary import plain_json, write_whole
 from gradsift.trainer import Settings
 from gradsift.trainer.run import check_device, load_batches, make_model, require_free
 
@@ -127,15 +125,6 @@ def _load(network: nn.Module, checkpoint: Path) -> None:
 
 def _write(out: Path, found: Prospects) -> str:
     out.mkdir(parents=True, exist_ok=True)
-    write_whole(out / "probe.json", json.dumps(_finite(asdict(found)), indent=2, allow_nan=False))
+    write_whole(out / "probe.json", plain_json(asdict(found)))
     write_whole(out / "probe.svg", figures.svg(prospects, found))
     return f"\nfigures: {out / 'probe.svg'}, numbers: {out / 'probe.json'}"
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no numbers that are not finite: null stands for them."""
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

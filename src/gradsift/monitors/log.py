@@ -1,8 +1,10 @@
 """Where measurements go: one JSON object per line, or nowhere.
 
 Every line of ``metrics.jsonl`` has ``kind`` (train, eval, gate or event), ``step`` and
-``seconds``; the other keys depend on the kind. Lines are written whole and flushed, so a run
-that is killed leaves a file that can be read.
+``seconds``; the other keys depend on the kind. Events that are read again have a ``name``:
+``gradsift train`` writes ``settings`` at its start, ``health`` and ``cost`` at every evaluation,
+``scores`` and ``correlation`` at its end. Lines are written whole and flushed, so a run that is
+killed leaves a file that can be read.
 """
 
 import json
@@ -70,6 +72,25 @@ class JsonLines(AbstractLog):
         line = json.dumps({key: _finite(value) for key, value in record.items()})
         with self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
+
+
+class SeveralLogs(AbstractLog):
+    """Keeps every measurement in several places.
+
+    Args:
+        logs: the places; none keeps nothing.
+
+    Example:
+        >>> SeveralLogs(NullLog(), NullLog()).write("event", step=0, seconds=0.0, text="unheard")
+    """
+
+    def __init__(self, *logs: AbstractLog) -> None:
+        self.logs = logs
+
+    def write(self, kind: Kind, *, step: int, seconds: float, **values: Any) -> None:
+        """Writes to each of them, in order."""
+        for log in self.logs:
+            log.write(kind, step=step, seconds=seconds, **values)
 
 
 def _finite(value: Any) -> Any:

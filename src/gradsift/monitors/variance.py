@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gradsift.errors import UsageError
+from gradsift.monitors.traces import pool_trace
 from gradsift.sampling.inclusion import capped_inclusion
 from gradsift.sampling.quarantine import neutralise
 
@@ -101,9 +102,9 @@ def break_even_tau(cost_ratio: float) -> float:
 def two_step_variance(gradients: Float[Tensor, "n d"], pool_size: int, size: int) -> float:
     """The covariance trace of the published two-step scheme, exactly.
 
-    ``B`` candidates are drawn uniformly with replacement, then ``b`` of them with replacement by
-    ``p ∝ ‖g‖``, with weights ``1/(B p)``. With ``m1 = E‖g‖``, ``m2 = E‖g‖²``, ``μ = E g`` and
-    ``v = m2 − ‖μ‖²``::
+    `traces.pool_trace` with scores that are the norms: ``B`` candidates are drawn uniformly with
+    replacement, then ``b`` of them with replacement by ``p ∝ ‖g‖``, with weights ``1/(B p)``. With
+    ``m1 = E‖g‖``, ``m2 = E‖g‖²``, ``μ = E g`` and ``v = m2 − ‖μ‖²``::
 
         trace = v/B + (1/b) · [(1 − 1/B)·m1² + m2/B − ‖μ‖² − v/B]
 
@@ -122,17 +123,7 @@ def two_step_variance(gradients: Float[Tensor, "n d"], pool_size: int, size: int
         >>> two_step_variance(torch.tensor([[1.0], [-1.0]]), pool_size=4, size=2)
         0.625
     """
-    if pool_size < 1 or size < 1:
-        raise UsageError(
-            f"received pool_size {pool_size} and size {size}, expected at least one of each"
-        )
-    values = gradients.detach().double().cpu()
-    norms = values.norm(dim=1)
-    m1, m2 = float(norms.mean()), float(norms.square().mean())
-    mean2 = float(values.mean(0).square().sum())
-    v = m2 - mean2
-    inside = (1 - 1 / pool_size) * m1**2 + m2 / pool_size - mean2 - v / pool_size
-    return v / pool_size + inside / size
+    return pool_trace(gradients, gradients.detach().double().norm(dim=1), pool_size, size)
 
 
 def _check_ratio(ratio: float) -> None:

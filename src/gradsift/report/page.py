@@ -6,6 +6,7 @@ from html import escape
 from pathlib import Path
 
 from gradsift.report import figures
+from gradsift.report.health import has_health, health
 from gradsift.report.measured import has_measured, measured
 from gradsift.report.numbers import MISSING, quantity, seconds
 from gradsift.report.runs import Run, pairs
@@ -76,6 +77,16 @@ def _figures(runs: Sequence[Run]) -> Iterable[str]:
             "What the gate measured before it decided. Bands reach down to the lower end of the "
             "interval, which an offer to open is judged by; a source pays above the dashed line "
             "on the left and near it on the right. Shaded: steps that drew by score.",
+        )
+    if healthy := [run for run in runs if has_health(run)]:
+        yield _figure(
+            figures.svg(health, healthy),
+            "Health of the proposal. Picks: examples drawn at least once, the entropy of the picks "
+            "over that of equal ones, and the share of the picks that went to the 1 % picked most. "
+            "Weights: κ = E[w s]²/E[w² s²] is 1 where the proposal fits the scores of the step; "
+            "the effective sample (Σ w)²/Σ w², over the batch size, is small exactly where "
+            "sampling by score is right. On the dashed line a score is proportional to the "
+            "gradient norm, at the end of the run.",
         )
     if any(run.event("scores").get("edges") for run in runs):
         yield _figure(

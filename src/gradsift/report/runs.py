@@ -28,12 +28,13 @@ class Run:
         """The lines of a kind: train, eval, gate or event."""
         return [line for line in self.lines if line["kind"] == kind]
 
+    def events(self, name: str) -> list[Line]:
+        """All events of a name."""
+        return [line for line in self.of_kind("event") if line.get("name") == name]
+
     def event(self, name: str) -> Line:
         """The last event of a name, without the keys that every line has; empty if none."""
-        found: Line = {}
-        for line in self.of_kind("event"):
-            if line.get("name") == name:
-                found = line
+        found = next(reversed(self.events(name)), {})
         return {
             key: value
             for key, value in found.items()

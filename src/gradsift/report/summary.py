@@ -4,6 +4,7 @@ A summary is written last and at once, so a folder that has one holds a run that
 """
 
 import json
+import math
 import os
 import platform
 from dataclasses import asdict, dataclass, fields
@@ -99,6 +100,24 @@ def write_whole(path: Path, text: str) -> Path:
         os.fsync(file.fileno())
     waiting.replace(path)
     return path
+
+
+def plain_json(value: Any) -> str:
+    """Indented JSON, in which numbers that are not finite are null.
+
+    Example:
+        >>> plain_json({"known": (1.5,), "unknown": float("nan")}).split()
+        ['{', '"known":', '[', '1.5', '],', '"unknown":', 'null', '}']
+    """
+    return json.dumps(_finite(value), indent=2, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_summary(folder: Path) -> Summary:

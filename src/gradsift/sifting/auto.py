@@ -19,6 +19,7 @@ from gradsift.monitors.timing import Allowance
 from gradsift.records import Plan, ScoreUpdate, Source
 from gradsift.sampling.draws import Multinomial
 from gradsift.sampling.select import select
+from gradsift.sampling.table import ScoreTable
 from gradsift.scores.gradient_loop import gradient_norms
 from gradsift.sifting.candidates import Candidates, Chooser
 from gradsift.sifting.evidence import Costs, Evidence
@@ -80,6 +81,11 @@ class Auto(AbstractPolicy):
         self._changed_at = 0
         self._steps = self._write_at = 0
         self.batch_size = 0
+
+    @property
+    def table(self) -> ScoreTable | None:
+        """Of the memory."""
+        return None if self.memory is None else self.memory.table
 
     @property
     def in_use(self) -> Source:

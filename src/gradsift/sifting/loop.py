@@ -15,6 +15,7 @@ from gradsift.clock import Seconds
 from gradsift.data.sources import Fetched, open_source
 from gradsift.nested import move
 from gradsift.records import Draw, WeightedBatch
+from gradsift.sampling.table import ScoreTable
 from gradsift.sifting.candidates import Candidates, Chooser
 from gradsift.sifting.feedback import Feedback
 from gradsift.sifting.policies import choose_policy
@@ -79,6 +80,11 @@ class SiftedLoader:
     def scores(self) -> Tensor | None:
         """The scores seen last, of a pool or of a trained batch; None before."""
         return self._feedback.scores
+
+    @property
+    def table(self) -> ScoreTable | None:
+        """The score table, to look at; None where none is kept."""
+        return self.policy.table
 
     @property
     def lr_factor(self) -> float:

@@ -16,6 +16,7 @@ from gradsift.gate import AbstractGate, GateState
 from gradsift.recipes.recipe import Recipe
 from gradsift.records import Draw, Plan, ScoreUpdate
 from gradsift.sampling.quarantine import neutralise
+from gradsift.sampling.table import ScoreTable
 from gradsift.scores.base import AbstractOutputScore
 from gradsift.sifting.candidates import Candidates, Chooser
 
@@ -42,6 +43,11 @@ class AbstractPolicy(ABC):
     def begin(self, now: float) -> None:
         """The first iteration begins, at this moment of the clock."""
         self.start = now
+
+    @property
+    def table(self) -> ScoreTable | None:
+        """The score table, or None where none is kept."""
+        return None
 
     @property
     def tau(self) -> float | None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from gradsift.records import Plan, ScoreUpdate
+from gradsift.sampling.table import ScoreTable
 from gradsift.sifting.memory import WINDOW, Memory
 from gradsift.sifting.policy import AbstractPolicy
 
@@ -27,6 +28,11 @@ class Tabled(AbstractPolicy):
         self._batch_size = 0
         self._steps = 0
         self._opened_at: int | None = None
+
+    @property
+    def table(self) -> ScoreTable:
+        """Of the memory."""
+        return self.memory.table
 
     def plan(self, batch_size: int) -> Plan:
         """The first pass as it comes, then ids drawn from the whole data set."""

@@ -13,6 +13,8 @@ from gradsift.clock import AbstractClock, PausableClock, Seconds
 from gradsift.data.problem import Problem
 from gradsift.errors import TrainingError
 from gradsift.loader import SiftedLoader
+from gradsift.monitors.cost import Cost
+from gradsift.monitors.health import HealthMonitor
 from gradsift.monitors.log import AbstractLog
 from gradsift.records import WeightedBatch
 from gradsift.report.histogram import histogram
@@ -21,7 +23,8 @@ from gradsift.report.summary import Summary, versions
 from gradsift.schedule import Schedule
 from gradsift.trainer.evaluation import Quality, count_examples, evaluate, subsample
 from gradsift.trainer.interruption import Interruption
-from gradsift.trainer.picks import DrawCount, pick
+from gradsift.trainer.norms import against_norms
+from gradsift.trainer.picks import pick
 from gradsift.trainer.progress import AbstractProgress, Point
 from gradsift.trainer.settings import Settings
 
@@ -75,7 +78,7 @@ class Loop:
         self._start = self.clock.now()
         self._followed = subsample(self.problem.train, SUBSAMPLE, self.settings.seed)
         self._followed_test = subsample(self.problem.test, TEST_SUBSAMPLE, self.settings.seed)
-        self._count = DrawCount(count_examples(self.problem.train))
+        self._health = HealthMonitor(count_examples(self.problem.train))
 
     @property
     def seconds(self) -> float:
@@ -144,8 +147,19 @@ class Loop:
     def pick(self) -> Picks:
         """Which examples were drawn how often, and what a sample of them scores now."""
         with self.inner.timing(self.spent, "evaluating"), self.clock.paused():
-            draws = self._count.draws
+            draws = self._health.draws
             return pick(self.model, self.problem, draws, self.device, self.settings.seed)
+
+    def compare_scores(self) -> None:
+        """Writes down how well scores follow exact gradient norms at the end of the run."""
+        recipe = self.settings.assembled()
+        if not recipe.scored:
+            return
+        with self.inner.timing(self.spent, "evaluating"), self.clock.paused():
+            found = against_norms(
+                self.model, self.problem, recipe.score, self.train.table, self.settings.seed
+            )
+        self._note("correlation", **found)
 
     def _train_all(self) -> None:
         batches = chain.from_iterable(repeat(self.train))
@@ -179,7 +193,7 @@ class Loop:
             self.optimizer.step()
             self.clock.charge(trained=len(batch))
         with self.clock.paused():
-            self._count.add(batch.indices)
+            self._health.add(batch.indices, batch.weights)
         self.steps += 1
         self.progress.moved(self.share, self.steps)
 
@@ -195,6 +209,7 @@ class Loop:
             test_loss=test.loss,
             test_error=test.error,
         )
+        self._look()
         self.progress.evaluated(
             Point(
                 step=self.steps,
@@ -204,6 +219,22 @@ class Loop:
                 test_loss=test.loss,
                 test_error=test.error,
             )
+        )
+
+    def _look(self) -> None:
+        with self.inner.timing(self.spent, "evaluating"), self.clock.paused():
+            health = self._health.read(self.train.table, self.train.steps)
+        self._note("health", **asdict(health))
+        self._note("cost", **self._cost().listed())
+
+    def _cost(self) -> Cost:
+        return Cost(
+            total=self.seconds,
+            loading=self.train.seconds["loading"],
+            scoring=self.train.seconds["scoring"],
+            training=self.spent["training"],
+            trained=self.train.examples_trained,
+            scored=self.train.examples_scored,
         )
 
     def _quality(self, data: Any) -> Quality:

@@ -27,27 +27,6 @@ VALUES = 12
 CHUNK = 256
 
 
-class DrawCount:
-    """Counts how often each example was trained on.
-
-    Args:
-        examples: in the training set.
-
-    Example:
-        >>> count = DrawCount(3)
-        >>> count.add(torch.tensor([2, 0, 2]))
-        >>> count.draws
-        tensor([1, 0, 2])
-    """
-
-    def __init__(self, examples: int) -> None:
-        self.draws = torch.zeros(examples, dtype=torch.int64)
-
-    def add(self, indices: Int64[Tensor, " drawn"]) -> None:
-        """Notes a batch by its example ids; repetitions count."""
-        self.draws.index_add_(0, indices.cpu(), torch.ones(len(indices), dtype=torch.int64))
-
-
 def pick(
     model: nn.Module,
     problem: Problem,

@@ -19,7 +19,7 @@ from gradsift.data.problem import Problem
 from gradsift.errors import UsageError
 from gradsift.loader import sift
 from gradsift.models import build_model
-from gradsift.monitors.log import JsonLines, NullLog
+from gradsift.monitors.log import AbstractLog, JsonLines, SeveralLogs
 from gradsift.report.picks import write_picks
 from gradsift.report.summary import Summary, write_summary
 from gradsift.schedule import find_schedule
@@ -53,6 +53,7 @@ def run(
     out: Path | None = None,
     clock: AbstractClock | None = None,
     progress: AbstractProgress | None = None,
+    log: AbstractLog | None = None,
     command: str = "",
 ) -> Outcome:
     """Trains a fresh model on a problem until the budget is spent.
@@ -67,6 +68,7 @@ def run(
             None keeps nothing.
         clock: where seconds come from; None reads real ones.
         progress: is told about every step and evaluation.
+        log: one more place for measurements, beside ``out``.
         command: kept in the summary.
 
     Raises:
@@ -84,10 +86,11 @@ def run(
     cards = range(torch.cuda.device_count()) if device.type == "cuda" else ()
     with torch.random.fork_rng(devices=cards), Interruption() as interruption:
         torch.manual_seed(settings.seed)
-        loop = _prepare(problem, settings, device, out, clock, progress, interruption)
+        loop = _prepare(problem, settings, device, out, clock, progress, log, interruption)
         loop.train_all()
         if out is not None:
             write_picks(out, loop.pick())
+            loop.compare_scores()
         summary = loop.summarise(command)
         if out is not None:
             write_summary(out, summary)
@@ -109,6 +112,7 @@ def _prepare(
     out: Path | None,
     clock: AbstractClock | None,
     progress: AbstractProgress | None,
+    log: AbstractLog | None,
     interruption: Interruption,
 ) -> Loop:
     """Makes every part; the folder last, when nothing can be refused any more."""
@@ -118,6 +122,8 @@ def _prepare(
     paused = PausableClock(inner)
     if out is not None:
         require_free(out)
+    logs = [*([] if out is None else [JsonLines(out)]), *([] if log is None else [log])]
+    together = SeveralLogs(*logs)
     train = sift(
         loader,
         model,
@@ -127,7 +133,7 @@ def _prepare(
         seed=settings.seed,
         device=device,
         clock=paused,
-        log=out,
+        log=together,
     )
     return Loop(
         problem=problem,
@@ -139,7 +145,7 @@ def _prepare(
         device=device,
         clock=paused,
         inner=inner,
-        log=NullLog() if out is None else JsonLines(out),
+        log=together,
         progress=Silent() if progress is None else progress,
         interruption=interruption,
     )

@@ -1,0 +1,255 @@
+"""Convolutions of any dimension, plain and transposed: one rule for both.
+
+The gradient of a weight is a correlation, ``G[o, c, k] = Σ_p left[o, p] · image[c, s·p + d·k]``,
+with left the output gradient and image the padded input; for a transposed convolution the input
+is left and the output gradient the image. Strides are taken apart into phases: ``image[s·q + φ]``
+is an image of its own for each φ, in which every kernel position k is a plain shift. With both
+sides on one grid, flattened, a shift is a view, so no patch is ever copied:
+
+* by taps: one matrix product ``left · imageᵀ`` for each kernel position;
+* by pixels: ``‖G‖² = Σ_{p,q} ⟨left_p, left_q⟩ Σ_k ⟨image_{p+k}, image_{q+k}⟩``, where the inner
+  products of pixels are computed once and shared by all kernel positions.
+
+Few positions favour pixels, many favour taps; the count in `costs` decides.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import product
+from math import prod
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gradsift.scores.gradient_norm.contributions import AbstractContribution, Whole
+from gradsift.scores.gradient_norm.costs import pixel_cost, taps_cost
+from gradsift.scores.gradient_norm.rules import Use, register_rule
+
+Offsets = tuple[int, ...]
+"""One number for each spatial dimension."""
+
+AT_ONCE = 2**20
+"""Numbers of both sides that are laid out on the grid at one time, unless one row has more."""
+
+NARROW = 8
+"""Columns below which the taps share one matrix product: a narrow one wastes its time."""
+
+
+@dataclass(frozen=True)
+class Tap:
+    """A kernel position: which phase of the image, and how far it is shifted there."""
+
+    phase: Offsets
+    shift: Offsets
+
+
+def taps_of(kernel: Offsets, stride: Offsets, dilation: Offsets) -> list[Tap]:
+    """All kernel positions, the last dimension fastest.
+
+    Example:
+        >>> taps_of((3,), (2,), (1,))[2]
+        Tap(phase=(0,), shift=(1,))
+    """
+    found: list[Tap] = []
+    for place in product(*map(range, kernel)):
+        offsets = [k * d for k, d in zip(place, dilation, strict=True)]
+        pairs = [divmod(offset, s) for offset, s in zip(offsets, stride, strict=True)]
+        found.append(Tap(tuple(phase for _, phase in pairs), tuple(shift for shift, _ in pairs)))
+    return found
+
+
+def grid_of(positions: Offsets, kernel: Offsets, stride: Offsets, dilation: Offsets) -> Offsets:
+    """The grid on which every kernel position is a shift: of both sides, in each phase.
+
+    Example:
+        >>> grid_of((4,), (3,), (2,), (1,))
+        (5,)
+    """
+    sides = zip(positions, kernel, stride, dilation, strict=True)
+    return tuple(size + (k - 1) * d // s for size, k, s, d in sides)
+
+
+@dataclass(frozen=True, eq=False)
+class Correlation(AbstractContribution):
+    """``G[o, c, k] = Σ_p left[o, p] · image[c, s·p + d·k]`` for each example and group.
+
+    Attributes:
+        left: ``[batch·groups, rows, *positions]``.
+        image: ``[batch·groups, columns, *pixels]``.
+        kernel: positions of the kernel in each dimension.
+        stride: s.
+        dilation: d.
+        groups: each has a weight of its own.
+        widths: zeros around the image, as `torch.nn.functional.pad` takes them, that make it the
+            stride times the grid.
+
+    Example:
+        >>> left, image = torch.ones(1, 1, 2), torch.ones(1, 1, 3)  # 2 + 1 = 3
+        >>> Correlation(left, image, (2,), (1,), (1,), 1).squared_norms()
+        tensor([8.])
+    """
+
+    left: Tensor
+    image: Tensor
+    kernel: Offsets
+    stride: Offsets
+    dilation: Offsets
+    groups: int
+    widths: Offsets = ()
+
+    @property
+    def count(self) -> int:
+        """How many examples."""
+        return self.left.shape[0] // self.groups
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers the parameter has."""
+        return self.groups * self.left.shape[1] * self.image.shape[1] * prod(self.kernel)
+
+    @property
+    def taps(self) -> list[Tap]:
+        """The kernel's positions."""
+        return taps_of(self.kernel, self.stride, self.dilation)
+
+    @property
+    def grid(self) -> Offsets:
+        """The size that both sides have: every shift of every position fits."""
+        return grid_of(self.left.shape[2:], self.kernel, self.stride, self.dilation)
+
+    @property
+    def prefers_pixels(self) -> bool:
+        """Whether inner products of pixels have the smaller count."""
+        positions, pixels = prod(self.left.shape[2:]), prod(self.grid)
+        rows, columns = self.left.shape[1], self.image.shape[1]
+        phases = len({tap.phase for tap in self.taps})
+        count = pixel_cost(positions, pixels, phases, rows, columns, len(self.taps))
+        return count < taps_cost(positions, rows, columns, len(self.taps))
+
+    def gradients(self, part: slice) -> Float[Tensor, "part numbers"]:
+        """The gradients of some examples, ``[rows of all groups, columns, *kernel]`` flattened."""
+        rows = slice(part.start * self.groups, part.stop * self.groups)
+        found = torch.stack(list(self._products(rows)), -1)
+        return found.reshape(part.stop - part.start, -1)
+
+    def squared_norms(self) -> Float[Tensor, " batch"]:
+        """``‖G_i‖²``."""
+        form = self.by_pixels if self.prefers_pixels else self.by_taps
+        numbers = prod(self.grid) * (self.left.shape[1] + self.image.shape[1])
+        step, size = max(1, AT_ONCE // numbers), len(self.left)
+        spans = [slice(start, min(start + step, size)) for start in range(0, size, step)]
+        return torch.cat([form(span) for span in spans]).view(self.count, self.groups).sum(1)
+
+    def by_taps(self, rows: slice) -> Float[Tensor, " rows"]:
+        """One product for each tap, of which only the norm is kept."""
+        parts = [torch.linalg.vector_norm(part, dim=(1, 2)) for part in self._products(rows)]
+        return torch.stack(parts).square().sum(0)
+
+    def by_pixels(self, rows: slice) -> Float[Tensor, " rows"]:
+        """Inner products of pixels, summed over shifts; rounding can put the sum below zero."""
+        positions, size = self.left.shape[2:], rows.stop - rows.start
+        flat = self.left[rows].flatten(2)
+        lefts = torch.bmm(flat.transpose(1, 2), flat).view(size, *positions, *positions)
+        total = torch.zeros_like(lefts)
+        for phase, image in self._phases(rows).items():
+            pixels = torch.bmm(image.transpose(1, 2), image).view(size, *self.grid, *self.grid)
+            for tap in self.taps:
+                if tap.phase == phase:
+                    total += pixels[_window(tap.shift, positions)]
+        return total.mul_(lefts).flatten(1).sum(1).clamp_min_(0.0)
+
+    def _products(self, rows: slice) -> Iterator[Tensor]:
+        """``left · imageᵀ`` for each tap: ``[batch·groups, rows, columns]``."""
+        left, grid = self.left[rows], self.grid
+        widths = [(0, far - size) for size, far in zip(left.shape[3:], grid[1:], strict=True)]
+        padded = _padded(left, [width for pair in reversed(widths) for width in pair]).flatten(2)
+        last = _flat([size - 1 for size in left.shape[2:]], grid) + 1
+        padded, images = padded[:, :, :last], self._phases(rows)
+        starts = [(tap.phase, _flat(tap.shift, grid)) for tap in self.taps]
+        views = [images[phase][:, :, start : start + last] for phase, start in starts]
+        if self.image.shape[1] < NARROW:
+            found = torch.bmm(padded, torch.cat(views, 1).transpose(1, 2))
+            yield from found.split(self.image.shape[1], 2)
+            return
+        for view in views:
+            yield torch.bmm(padded, view.transpose(1, 2))
+
+    def _phases(self, rows: slice) -> dict[Offsets, Tensor]:
+        """The image as the strides see it: ``[batch·groups, columns, grid]`` for each phase."""
+        image = _padded(self.image[rows], list(self.widths))
+        found: dict[Offsets, Tensor] = {}
+        for phase in {tap.phase for tap in self.taps}:
+            steps = [slice(p, None, s) for p, s in zip(phase, self.stride, strict=True)]
+            found[phase] = image[(slice(None), slice(None), *steps)].flatten(2)
+        return found
+
+
+def _flat(place: Any, grid: Offsets) -> int:
+    """The position of a place on the flattened grid."""
+    found = 0
+    for offset, size in zip(place, grid, strict=True):
+        found = found * size + offset
+    return found
+
+
+def _window(shift: Offsets, positions: Any) -> tuple[slice, ...]:
+    spans = [slice(far, far + size) for far, size in zip(shift, positions, strict=True)]
+    return (slice(None), *spans, *spans)
+
+
+def _bias(gradient: Tensor) -> AbstractContribution:
+    return Whole(gradient.flatten(2).sum(2))
+
+
+@register_rule(nn.Conv1d, nn.Conv2d, nn.Conv3d)
+def convolution(use: Use) -> Mapping[str, AbstractContribution]:
+    """Stride, padding in every mode, dilation and groups."""
+    layer, gradient = use.layer, use.by_example(use.gradient)
+    found: dict[str, AbstractContribution] = {}
+    if "weight" in use.wanted:
+        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+        image = use.by_example(use.input).to(gradient.dtype)
+        found["weight"] = _correlation(
+            layer, gradient, image, list(layer._reversed_padding_repeated_twice), mode
+        )
+    if "bias" in use.wanted:
+        found["bias"] = _bias(gradient)
+    return found
+
+
+@register_rule(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+def transposed_convolution(use: Use) -> Mapping[str, AbstractContribution]:
+    """The same with input and output gradient in exchanged roles."""
+    layer, gradient = use.layer, use.by_example(use.gradient)
+    found: dict[str, AbstractContribution] = {}
+    if "weight" in use.wanted:
+        inputs = use.by_example(use.input).to(gradient.dtype)
+        widths = [width for far in reversed(layer.padding) for width in (far, far)]
+        found["weight"] = _correlation(layer, inputs, gradient, widths, "constant")
+    if "bias" in use.wanted:
+        found["bias"] = _bias(gradient)
+    return found
+
+
+def _correlation(
+    layer: Any, left: Tensor, image: Tensor, widths: list[int], mode: str
+) -> Correlation:
+    """Both sides by groups, the image padded as the layer pads it, and on to the whole grid."""
+    groups, options = layer.groups, (layer.kernel_size, layer.stride, layer.dilation)
+    if mode != "constant":
+        image, widths = F.pad(image, widths, mode=mode), [0] * len(widths)
+    grid = grid_of(left.shape[2:], *options)
+    for place, (size, step) in enumerate(zip(reversed(grid), reversed(layer.stride), strict=True)):
+        before, far = widths[2 * place], image.shape[-1 - place]
+        widths[2 * place + 1] = size * step - far - before
+    left, image = (
+        side.reshape(-1, side.shape[1] // groups, *side.shape[2:]) for side in (left, image)
+    )
+    return Correlation(left, image, *options, groups, tuple(widths))
+
+
+def _padded(values: Tensor, widths: list[int]) -> Tensor:
+    return F.pad(values, widths) if any(widths) else values
