@@ -15,7 +15,7 @@ def prospects(found: Prospects) -> Figure:
     user's own order.
     """
     names = ["your own order", *(source.name for source in found.sources)]
-    figure = Figure(figsize=(10.4, 1.5 + 0.34 * len(names)), layout="constrained")
+    figure = Figure(figsize=(10.4, 1.8 + 0.34 * len(names)), layout="constrained")
     costs, ratios, gains = figure.subplots(1, 3, sharey=True)
     loading = found.loading_share
     for place, seconds in enumerate([1.0, *(source.seconds for source in found.sources)]):
@@ -36,7 +36,7 @@ def prospects(found: Prospects) -> Figure:
     costs.set(title="Seconds of a step", xlabel="plain steps")
     costs.set_yticks(range(len(names)), names)
     costs.invert_yaxis()
-    costs.legend(loc="lower right", fontsize=8)
+    figure.legend(loc="outside lower left", ncols=len(PARTS), fontsize=8, frameon=False)
     ratios.set(title="Variance ratio", xlabel="uniform / drawn")
     gains.set(title="Progress per second", xlabel="against your own order")
     for panel in (costs, ratios, gains):
