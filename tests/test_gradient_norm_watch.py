@@ -232,7 +232,7 @@ def hooks(model: nn.Module) -> int:
     )
 
 
-def numpy_state() -> list[int]:
+def numpy_state() -> list[Any]:
     _, keys, *_ = np.random.get_state()
     return list(keys)
 
@@ -393,3 +393,11 @@ def test_a_compiled_model_is_scored_as_it_was_written() -> None:
     assert_close(GradientNorm()(model, LOSS, X, Y), expected)
     with pytest.raises(UsageError, match="watch received a compiled model"):
         GradientNorm().watch(model, 6)
+
+
+def test_a_preconditioned_model_in_bfloat16() -> None:
+    model, x = network().bfloat16(), X.bfloat16()
+    optimizer = stepped(model, "adamw", x)
+    scales = diagonal(optimizer, model.parameters())
+    found = GradientNorm(precondition=optimizer)(model, LOSS, x, Y)
+    torch.testing.assert_close(found, scaled_loop(model, scales, x, Y).float(), rtol=0.1, atol=0)

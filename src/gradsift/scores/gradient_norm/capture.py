@@ -22,7 +22,7 @@ from gradsift.scores.gradient_norm.attention_standin import AttentionStandin
 from gradsift.scores.gradient_norm.contributions import AbstractContribution, combine
 from gradsift.scores.gradient_norm.graph import Passage, edges, parameters_outside
 from gradsift.scores.gradient_norm.lstm_stack import LstmStandin
-from gradsift.scores.gradient_norm.rules import Use, rule_of
+from gradsift.scores.gradient_norm.rules import Use, rule_of, widened
 from gradsift.scores.gradient_norm.units import Unit
 
 Scales = Mapping[nn.Parameter, Tensor]
@@ -241,7 +241,7 @@ class Capture(AbstractContextManager["Capture"]):
         if scale is None:
             squares = contribution.squared_norms()
         else:
-            squares = contribution.scaled_squared_norms(scale.flatten())
+            squares = contribution.scaled_squared_norms(widened(scale.flatten()))
         self._total = squares if self._total is None else self._total + squares.to(self._total)
 
     def squared_norms(self) -> Float[Tensor, " batch"] | None:
