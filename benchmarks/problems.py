@@ -1,6 +1,6 @@
 """Problems for the benchmarks, as ``--data problems:NAME`` from within ``benchmarks/``.
 
-They need Fashion-MNIST below the folder that ``GRADSIFT_DATA`` names.
+They need Fashion-MNIST, and `pictures` CIFAR-10, below the folder that ``GRADSIFT_DATA`` names.
 """
 
 from dataclasses import replace
@@ -32,6 +32,39 @@ class FreshLabels(Dataset[Any]):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         label = torch.randint(10, (), generator=self._generator)
         return self._images[index][0], int(label)
+
+
+class Augmented(Dataset[Any]):
+    """Images that are flipped at random and cropped out of a border of four, anew at every access.
+
+    What is random depends on how often an example was looked at, and on nothing else.
+    """
+
+    def __init__(self, images: Dataset[Any], border: int = 4) -> None:
+        self._images = images
+        self._border = border
+        self._looks = torch.zeros(len(images), dtype=torch.int64)  # pyright: ignore[reportArgumentType]
+
+    def __len__(self) -> int:
+        return len(self._looks)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image, label = self._images[index]
+        self._looks[index] += 1
+        generator = torch.Generator().manual_seed(1_000_003 * index + int(self._looks[index]))
+        down, right = torch.randint(2 * self._border + 1, (2,), generator=generator).tolist()
+        flipped = bool(torch.randint(2, (), generator=generator))
+        padded = torch.nn.functional.pad(image, [self._border] * 4)
+        height, width = image.shape[-2:]
+        cropped = padded[:, down : down + height, right : right + width]
+        return (cropped.flip(-1) if flipped else cropped), label
+
+
+def pictures() -> Problem:
+    """10,000 images of CIFAR-10 to train on, augmented, and 2,000 to test on."""
+    problem = load_problem("cifar10", ReadOptions())
+    train = Augmented(Subset(problem.train, range(10_000)))
+    return replace(problem, name="pictures", train=train, test=Subset(problem.test, range(2_000)))
 
 
 def clothes() -> Problem:

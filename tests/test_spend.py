@@ -14,7 +14,7 @@ from gradsift import UsageError, WeightedBatch, recipes
 from gradsift.clock import VirtualClock
 from gradsift.gate import Decision, Offer
 from gradsift.monitors.spending import lr_factor
-from gradsift.sifting.spending import Spending
+from gradsift.sifting.spending import Spending, choose_spend
 
 LOSS = nn.CrossEntropyLoss(reduction="none")
 N, BATCH = 512, 16
@@ -132,3 +132,25 @@ def test_spending_that_cannot_be(spend: Any, recipe: str, said: str) -> None:
         loader = DataLoader(TensorDataset(torch.zeros(8, 1), torch.zeros(8)), batch_size=4)
         with pytest.raises(UsageError, match=said):
             gradsift.sift(loader, nn.Linear(1, 1), LOSS, recipe=recipes[recipe], spend=spend)
+
+
+def test_by_default_batches_shrink_where_that_changes_nothing_but_the_noise() -> None:
+    normalised = nn.Sequential(nn.Linear(1, 2), nn.BatchNorm1d(2))
+    assert choose_spend(None, recipes["auto"], nn.Linear(1, 2)) == "batch"
+    assert choose_spend(None, recipes["auto"], normalised) == "noise"
+    assert choose_spend(None, recipes["auto"], normalised.eval()) == "batch"
+    assert {choose_spend(None, recipe) for name, recipe in recipes.items() if name != "auto"} == {
+        "noise"
+    }
+    _, seen, _ = fit(None)
+    assert min(len(batch) for batch in seen) < BATCH
+
+
+@pytest.mark.parametrize(
+    ("changes", "spend"),
+    [({}, "batch"), ({"recipe": "pool"}, "noise"), ({"spend": "lr"}, "lr")],
+)
+def test_settings_list_what_is_spent(changes: dict[str, str], spend: str) -> None:
+    assert gradsift.trainer.Settings(**changes).listed()["spend"] == spend  # pyright: ignore[reportArgumentType]
+    network = {"model": "wrn-10-1", "norm": "batch"}
+    assert gradsift.trainer.Settings(**network).listed()["spend"] == "noise"  # pyright: ignore[reportArgumentType]

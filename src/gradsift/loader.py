@@ -16,7 +16,7 @@ from gradsift.records import LossFunction, Spend
 from gradsift.scores.base import Forward, call_model
 from gradsift.sifting.loop import SiftedLoader as SiftedLoader
 from gradsift.sifting.setup import Setup
-from gradsift.sifting.spending import check_spend
+from gradsift.sifting.spending import choose_spend
 
 _alive: "weakref.WeakValueDictionary[int, SiftedLoader]" = weakref.WeakValueDictionary()
 
@@ -31,7 +31,7 @@ def sift(
     forward: Forward | None = None,
     device: torch.device | str | None = None,
     engine: None = None,
-    spend: Spend = "noise",
+    spend: Spend | None = None,
     seed: int = 0,
     rank: int | None = None,
     world_size: int | None = None,
@@ -54,12 +54,13 @@ def sift(
         forward: ``model(**mapping)``, ``model(*tuple)`` or ``model(x)`` by default.
         device: where batches go; by default the device of the model at the first iteration.
         engine: where scores are searched for beside the training step; None: nowhere.
-        spend: what lower variance is spent on: "noise", less of it in each step; "batch", a
-            smaller batch of equal noise, in eighths of the loader's own, as far as steps get
-            faster; "lr", a larger step: multiply your learning rate by ``train.lr_factor``. Both
-            need ``recipe="auto"``, and act while the score table is in use. With smaller batches
-            more steps pass per example, for schedules, weight decay and momentum. An adaptive
-            optimiser takes larger steps by itself when noise falls.
+        spend: what lower variance is spent on: "batch", a smaller batch of equal noise, in
+            eighths of the loader's own, as far as steps get faster: the same steps in less time;
+            "noise", less of it in each step, which fits the training set better in as many steps
+            and may test worse (``docs/log.md``); "lr", a larger step: multiply your learning rate
+            by ``train.lr_factor``. "batch" and "lr" need ``recipe="auto"``, and act while the score
+            table is in use. By default "batch", but "noise" with another recipe or for a model
+            with BatchNorm. An adaptive optimiser takes larger steps by itself when noise falls.
         seed: of the draws. Global random state is neither read nor seeded.
         rank: of this process among data-parallel ones, which draw independently; by default
             that of `torch.distributed` at the first iteration.
@@ -106,7 +107,7 @@ def sift(
             split=split or split_batch,
             forward=forward or call_model,
             device=None if device is None else torch.device(device),
-            spend=check_spend(spend, assembled),
+            spend=choose_spend(spend, assembled, model),
             seed=seed,
             rank=rank,
             clock=clock or WallClock(),

@@ -63,8 +63,12 @@ def train(
     optimizer: OptimizerName = "sgd",
     norm: Norm = None,
     spend: Annotated[
-        str, typer.Option(help="What lower variance is spent on: noise, batch or lr.")
-    ] = "noise",
+        str | None,
+        typer.Option(
+            help="What lower variance is spent on: noise, batch or lr.",
+            show_default="batch for auto, without BatchNorm",
+        ),
+    ] = None,
     budget: Annotated[str, typer.Option(help="Such as 60s, 10ep or 2000steps.")] = "10s",
     seed: Seed = 0,
     device: Device = "cpu",

@@ -19,7 +19,7 @@ from gradsift.sampling.table import ScoreTable
 from gradsift.sifting.candidates import Candidates, Chooser
 from gradsift.sifting.feedback import Feedback
 from gradsift.sifting.policies import choose_policy
-from gradsift.sifting.setup import Counts, Setup
+from gradsift.sifting.setup import Counts, Setup, has_batch_statistics
 
 
 class SiftedLoader:
@@ -152,7 +152,7 @@ class SiftedLoader:
                 "this loader has no ids or an order of its own, which defines another objective: "
                 "only pools are considered, no table"
             )
-        if setup.recipe.scored and _has_batch_statistics(setup.model):
+        if setup.recipe.scored and has_batch_statistics(setup.model):
             self._feedback.notice(
                 "the model has BatchNorm in train mode: its loss is no sum over examples, so "
                 "weights keep no gradient unbiased, and running statistics follow the examples "
@@ -200,13 +200,6 @@ def _device_of(model: Any) -> torch.device:
         for parameter in model.parameters():
             return parameter.device
     return torch.device("cpu")
-
-
-def _has_batch_statistics(model: Any) -> bool:
-    if not isinstance(model, nn.Module):
-        return False
-    kind = nn.modules.batchnorm._BatchNorm
-    return any(isinstance(module, kind) and module.training for module in model.modules())
 
 
 def _rank() -> int:

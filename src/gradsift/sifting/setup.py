@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from gradsift.clock import AbstractClock
 from gradsift.data.split import Split
@@ -42,6 +43,19 @@ class Setup:
     rank: int | None
     clock: AbstractClock
     log: AbstractLog
+
+
+def has_batch_statistics(model: Any) -> bool:
+    """Whether its loss depends on the batch as a whole: BatchNorm in train mode.
+
+    Example:
+        >>> has_batch_statistics(nn.BatchNorm1d(2)), has_batch_statistics(nn.Linear(2, 2))
+        (True, False)
+    """
+    if not isinstance(model, nn.Module):
+        return False
+    kind = nn.modules.batchnorm._BatchNorm
+    return any(isinstance(module, kind) and module.training for module in model.modules())
 
 
 @dataclass

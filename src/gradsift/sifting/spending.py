@@ -8,25 +8,34 @@ from gradsift.monitors.spending import allowed_batch, equal_noise_batch, lr_fact
 from gradsift.monitors.timing import StepTimes
 from gradsift.recipes.recipe import Recipe
 from gradsift.records import Spend
+from gradsift.sifting.setup import has_batch_statistics
 
 EIGHTHS = 8
 """Batches have one of so many sizes: few shapes to compile."""
 
 
-def check_spend(spend: Any, recipe: Recipe) -> Spend:
+def choose_spend(spend: Any, recipe: Recipe, model: Any = None) -> Spend:
     """What to spend on, if it is known and the recipe measures what there is to spend.
+
+    Args:
+        spend: what the user asks for. None takes "batch" for a recipe that measures and a model
+            without batch statistics, which a smaller batch would change, and "noise" otherwise.
+        recipe: in use.
+        model: to be trained.
 
     Raises:
         UsageError: otherwise.
 
     Example:
         >>> from gradsift.recipes import recipes
-        >>> check_spend("lr", recipes["auto"])
-        'lr'
-        >>> check_spend("lr", recipes["pool"])
+        >>> choose_spend(None, recipes["auto"]), choose_spend(None, recipes["pool"])
+        ('batch', 'noise')
+        >>> choose_spend("lr", recipes["pool"])
         Traceback (most recent call last):
         gradsift.errors.UsageError: spend 'lr' received with recipe 'pool', which does not...
     """
+    if spend is None:
+        return "batch" if recipe.source == "auto" and not has_batch_statistics(model) else "noise"
     known = get_args(Spend)
     if spend not in known:
         raise UsageError(f"spend {spend!r} received, expected one of {', '.join(known)}")

@@ -23,7 +23,7 @@ from gradsift.monitors.log import AbstractLog, JsonLines, SeveralLogs
 from gradsift.report.picks import write_picks
 from gradsift.report.summary import Summary, write_summary
 from gradsift.schedule import find_schedule
-from gradsift.sifting.spending import check_spend
+from gradsift.sifting.spending import choose_spend
 from gradsift.trainer.evaluation import count_examples
 from gradsift.trainer.interruption import Interruption
 from gradsift.trainer.loop import Loop
@@ -129,7 +129,7 @@ def _prepare(
         model,
         problem.loss_fn,
         recipe=settings.assembled(),
-        spend=check_spend(settings.spend, settings.assembled()),
+        spend=choose_spend(settings.spend, settings.assembled(), model),
         seed=settings.seed,
         device=device,
         clock=paused,

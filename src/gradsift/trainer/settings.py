@@ -16,7 +16,7 @@ from gradsift.gate import AbstractGate
 from gradsift.models import norm_in_use
 from gradsift.recipes import Recipe, recipes
 from gradsift.schedule import find_schedule
-from gradsift.sifting.spending import check_spend
+from gradsift.sifting.spending import choose_spend
 
 Parameters = Iterable[nn.Parameter]
 
@@ -76,7 +76,7 @@ class Settings:
         schedule: of the learning rate over the budget: constant, cosine, linear or step.
         optimizer: sgd (with momentum 0.9), adam or adamw.
         norm: group or batch, for the model that normalises (wrn); None takes group.
-        spend: what lower variance is spent on: noise, batch or lr.
+        spend: what lower variance is spent on: noise, batch or lr; None as in `gradsift.sift`.
         seed: of the parameters, the order of the data and the draws.
         device: where to train, in PyTorch's notation.
 
@@ -101,7 +101,7 @@ class Settings:
     schedule: str = "cosine"
     optimizer: str = "sgd"
     norm: str | None = None
-    spend: str = "noise"
+    spend: str | None = None
     seed: int = 0
     device: str = "cpu"
 
@@ -121,7 +121,7 @@ class Settings:
             )
         find_schedule(self.schedule)
         check_device(self.device)
-        check_spend(self.spend, self.assembled())
+        choose_spend(self.spend, self.assembled())
 
     @property
     def learning_rate(self) -> float:
@@ -159,6 +159,11 @@ class Settings:
         """A fresh optimiser at the learning rate of the start."""
         return OPTIMIZERS[self.optimizer].make(parameters, self.learning_rate, self.decay)
 
+    def _spend_in_use(self) -> str:
+        if self.spend is None and norm_in_use(self.model, self.norm) == "batch":
+            return "noise"
+        return choose_spend(self.spend, self.assembled())
+
     def listed(self) -> dict[str, Any]:
         """Every setting as plain values, in a stable order, for logs and reports."""
         return {
@@ -166,6 +171,7 @@ class Settings:
             "budget": str(self.budget),
             "lr": self.learning_rate,
             "weight_decay": self.decay,
+            "spend": self._spend_in_use(),
             "norm": norm_in_use(self.model, self.norm),
             "pool_ratio": self.assembled().ratio if self.assembled().source == "pool" else None,
         }
