@@ -154,3 +154,26 @@ def test_settings_list_what_is_spent(changes: dict[str, str], spend: str) -> Non
     assert gradsift.trainer.Settings(**changes).listed()["spend"] == spend  # pyright: ignore[reportArgumentType]
     network = {"model": "wrn-10-1", "norm": "batch"}
     assert gradsift.trainer.Settings(**network).listed()["spend"] == "noise"  # pyright: ignore[reportArgumentType]
+
+
+def mean_step(kind: type[torch.optim.Optimizer], noise: float) -> float:
+    """How far an optimiser moves per step, in the mean, along gradients of 0.01 ± noise."""
+    generator = torch.Generator().manual_seed(0)
+    parameter = nn.Parameter(torch.zeros(4000, dtype=torch.float64))
+    optimizer = kind([parameter], lr=1e-3)  # pyright: ignore[reportCallIssue]
+    for _ in range(600):
+        draws = torch.randn(4000, generator=generator, dtype=torch.float64)
+        parameter.grad = 0.01 + noise * draws
+        optimizer.step()
+    return -float(parameter.detach().mean())
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.RMSprop])
+def test_adaptive_optimisers_spend_lower_noise_by_themselves(
+    kind: type[torch.optim.Optimizer],
+) -> None:
+    """At R = 4 noise is halved, and so is their denominator: nearly twice the step, unasked."""
+    assert mean_step(kind, 0.5) / mean_step(kind, 1.0) == pytest.approx(1.97, abs=0.06)
+    assert mean_step(torch.optim.SGD, 0.5) == pytest.approx(
+        mean_step(torch.optim.SGD, 1.0), rel=0.1
+    )

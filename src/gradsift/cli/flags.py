@@ -20,6 +20,13 @@ WeightDecay = Annotated[
 ]
 OptimizerName = Annotated[str, typer.Option(help=f"One of {', '.join(OPTIMIZERS)}.")]
 Norm = Annotated[str | None, typer.Option(help="group or batch, for wrn.", show_default="group")]
+SpendName = Annotated[
+    str | None,
+    typer.Option(
+        help="What lower variance is spent on: noise, batch or lr.",
+        show_default="batch for auto, without BatchNorm",
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Of everything random.")]
 Device = Annotated[str, typer.Option(help="Such as cpu or cuda:0.")]
 ClockName = Annotated[str, typer.Option(help="wall, or virtual: a fixed cost per example.")]

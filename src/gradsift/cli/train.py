@@ -19,6 +19,7 @@ from gradsift.cli.flags import (
     Norm,
     OptimizerName,
     Seed,
+    SpendName,
     WeightDecay,
     find_clock,
 )
@@ -62,13 +63,7 @@ def train(
     ] = "cosine",
     optimizer: OptimizerName = "sgd",
     norm: Norm = None,
-    spend: Annotated[
-        str | None,
-        typer.Option(
-            help="What lower variance is spent on: noise, batch or lr.",
-            show_default="batch for auto, without BatchNorm",
-        ),
-    ] = None,
+    spend: SpendName = None,
     budget: Annotated[str, typer.Option(help="Such as 60s, 10ep or 2000steps.")] = "10s",
     seed: Seed = 0,
     device: Device = "cpu",
