@@ -1,6 +1,7 @@
 """What gradsift adds to a training step: shut, and drawing from the table.
 
-    python benchmarks/overhead.py [--out FILE.json] [--models mlp cnn] [--blocks N] [--threads N]
+    python benchmarks/overhead.py [--out FILE.json] [--models mlp small-mlp cnn] [--blocks N]
+                                  [--threads N] [--clock wall|cpu]
 
 Every arm trains its own copy of a model, from its own loader over the same N examples, in blocks of
 steps that take turns; ratios are paired within a round and compared with the plain loop. "again" is
@@ -27,7 +28,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from gradsift import Recipe, recipes
 from gradsift.gate import MeasuredGate
 from gradsift.models import build_model
-from paired import loop, take_turns
+from paired import CLOCKS, loop, take_turns
 
 LOSS = nn.CrossEntropyLoss(reduction="none")
 SHAPE, CLASSES = (1, 28, 28), 10
@@ -90,7 +91,9 @@ def build(name: str) -> nn.Module:
         return nn.Sequential(nn.Flatten(), *layers, nn.Linear(2048, CLASSES))
 
 
-def measure(name: str, data: TensorDataset, batch: int, blocks: int, steps: int) -> list[Row]:
+def measure(
+    name: str, data: TensorDataset, batch: int, blocks: int, steps: int, clock: str
+) -> list[Row]:
     """All arms on one model, after a whole pass and some steps, when the gate has looked."""
     loops = {
         arm: loop(recipe, build(name), DataLoader(data, batch, shuffle=True, drop_last=True), LOSS)
@@ -99,7 +102,7 @@ def measure(name: str, data: TensorDataset, batch: int, blocks: int, steps: int)
     for each in loops.values():
         for _ in range(len(data) // batch + WARM_UP):
             each.step()
-    times = take_turns(loops, blocks, steps)
+    times = take_turns(loops, blocks, steps, clock)
     rows = []
     for arm in loops:
         low, median, high = times.ratio(arm, "plain")
@@ -123,6 +126,7 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=40, help="rounds of all arms")
     parser.add_argument("--steps", type=int, default=25, help="steps in a block")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="what is measured")
     options = parser.parse_args()
     if min(options.blocks - 1, options.steps, options.threads, options.batch) < 1:
         parser.error("--blocks must be at least 2; --steps, --threads and --batch at least 1")
@@ -134,6 +138,7 @@ def main() -> None:
         "blocks": options.blocks,
         "steps": options.steps,
         "threads": options.threads,
+        "clock": options.clock,
         "torch": torch.__version__,
         "machine": platform.machine(),
         "cores": os.cpu_count(),
@@ -142,7 +147,7 @@ def main() -> None:
     data = images(options.examples)
     rows = []
     for name in options.models:
-        rows += measure(name, data, options.batch, options.blocks, options.steps)
+        rows += measure(name, data, options.batch, options.blocks, options.steps, options.clock)
     if options.out is not None:
         result = {"setting": setting, "rows": [asdict(row) for row in rows]}
         options.out.write_text(json.dumps(result, indent=2) + "\n")

@@ -5,7 +5,7 @@ A ratio of averages, never an average of ratios: one batch's ratio is heavy-tail
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,7 @@ class Estimate:
 
     value: float
     standard_error: float
-    ends: tuple[float, float] | None = None
+    ends: tuple[float, float] | None = field(default=None, repr=False)
 
     @property
     def lower(self) -> float:
