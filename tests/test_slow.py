@@ -84,7 +84,7 @@ def test_the_scoring_benchmark_runs(tmp_path: Path) -> None:
 
 
 def test_the_overhead_benchmark_runs(tmp_path: Path) -> None:
-    flags = ["--models", "mlp", "--examples", "640", "--blocks", "3", "--steps", "4"]
+    flags = ["--models", "small-mlp", "--examples", "640", "--blocks", "3", "--steps", "4"]
     script = str(ROOT / "benchmarks/overhead.py")
     printed = run(script, *flags, "--out", "overhead.json", folder=tmp_path)
     assert "table" in printed
