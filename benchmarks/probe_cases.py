@@ -101,7 +101,9 @@ def judge(case: Case, out: Path, probe_budget: str, seeds: int) -> Verdict:
     compared = ["--recipes", f"uniform,{case.source}", "--seeds", str(seeds), "--budget"]
     gradsift("compare", *compared, case.budget, *flags, "--out", str(out / "compare"))
     sources = json.loads((out / "probe" / "probe.json").read_text())["sources"]
-    found = next(source for source in sources if _is_of(source, case.source))
+    found = next((source for source in sources if _is_of(source, case.source)), None)
+    if found is None:
+        raise SystemExit(f"{case.name}: the probe says nothing about it: give it more seconds")
     gains = []
     for seed in range(seeds):
         arm, plain = (
