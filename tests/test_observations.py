@@ -1,5 +1,7 @@
 """Scores of a window of steps are those of each step alone, whatever the outputs look like."""
 
+import weakref
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -58,14 +60,27 @@ def test_a_window_is_scored_at_its_last_step_as_each_step_alone() -> None:
     assert seen.add(*steps[0], version=10) == []
 
 
-def test_outputs_may_be_changed_after_the_step() -> None:
+def test_outputs_and_targets_may_be_changed_after_the_step() -> None:
     seen = Observations(OutputGradient(), CROSS_ENTROPY, window=2)
     step, outputs = labelled(1)
     expected = alone(step, outputs, CROSS_ENTROPY)
     seen.add(step, outputs, version=0)
     outputs.zero_()
+    step.targets.zero_()
     (found,) = seen.add(*labelled(2), version=1)
     assert found.update.score[:3].tolist() == expected
+
+
+def test_the_inputs_of_a_step_that_waits_may_be_freed() -> None:
+    """Sixteen batches of images would be much memory; their outputs and targets are little."""
+    seen = Observations(OutputGradient(), CROSS_ENTROPY, window=3)
+    step, outputs = labelled(1)
+    images = torch.zeros(3, 1000)
+    step = replace(step, inputs=images)
+    alive = weakref.ref(images)
+    seen.add(step, outputs, version=0)
+    del step, images
+    assert alive() is None
 
 
 def test_a_window_of_one_waits_for_nothing() -> None:

@@ -139,11 +139,7 @@ class _PlannedBatches(Sampler[list[int]]):
     def __init__(self, batch_sampler: Any, steps: int | None, nominal: int | None) -> None:
         self.planned: deque[tuple[Plan, Portion, int]] = deque()
         self.planner: Planner = _take_what_comes
-        self._passes = Passes(
-            lambda: (
-                Portion(torch.from_numpy(np.array(ids, np.int64))) for ids in iter(batch_sampler)
-            )
-        )
+        self._passes = Passes(lambda: map(_portion_of, iter(batch_sampler)))
         self._steps = steps
         self._nominal = nominal
 

@@ -19,7 +19,7 @@ from gradsift.sampling.table import ScoreTable
 from gradsift.sifting.candidates import Candidates, Chooser
 from gradsift.sifting.feedback import Feedback
 from gradsift.sifting.policies import choose_policy
-from gradsift.sifting.setup import Counts, Setup, has_batch_statistics
+from gradsift.sifting.setup import Counts, Setup, batch_norms
 
 
 class SiftedLoader:
@@ -152,7 +152,7 @@ class SiftedLoader:
                 "this loader has no ids or an order of its own, which defines another objective: "
                 "only pools are considered, no table"
             )
-        if setup.recipe.scored and has_batch_statistics(setup.model):
+        if setup.recipe.scored and any(layer.training for layer in batch_norms(setup.model)):
             self._feedback.notice(
                 "the model has BatchNorm in train mode: its loss is no sum over examples, so "
                 "weights keep no gradient unbiased, and running statistics follow the examples "

@@ -13,7 +13,7 @@ from gradsift.records import LossFunction, ScoreUpdate, WeightedBatch
 from gradsift.scores.base import AbstractOutputScore
 
 LARGEST = 2**16
-"""Numbers in the outputs of a step beyond which it is scored at once: waiting costs memory."""
+"""Numbers in a step's outputs or targets beyond which it is scored at once: waiting costs memory."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,8 +33,13 @@ class Scored:
 
 @dataclass(frozen=True, eq=False)
 class _Kept:
-    batch: WeightedBatch
+    """What a score needs of a step, and no more: its inputs may be freed."""
+
     outputs: Tensor
+    targets: Tensor
+    ids: Tensor
+    weights: Tensor
+    drawn: bool
     version: int
 
 
@@ -72,7 +77,16 @@ class Observations:
         if self._window == 1 or not _is_plain(batch, outputs):
             return [*self._settle(), self._at_once(batch, outputs, version)]
         found = [] if self._fits(batch, outputs) else self._settle()
-        self._kept.append(_Kept(batch, outputs.detach().clone(), version))
+        self._kept.append(
+            _Kept(
+                outputs=outputs.detach().clone(),
+                targets=batch.targets.clone(),
+                ids=batch.indices,
+                weights=batch.weights,
+                drawn=batch.drawn,
+                version=version,
+            )
+        )
         if len(self._kept) == self._window:
             found += self._settle()
         return found
@@ -90,22 +104,21 @@ class Observations:
         if not self._kept:
             return []
         kept, self._kept = self._kept, []
-        batches = [one.batch for one in kept]
-        targets = torch.cat([one.targets for one in batches])
+        targets = torch.cat([one.targets for one in kept])
         scores = self.score(torch.cat([one.outputs for one in kept]), targets)
-        ids = torch.cat([one.indices for one in batches])
-        weights = torch.cat([one.weights for one in batches])
+        ids = torch.cat([one.ids for one in kept])
+        weights = torch.cat([one.weights for one in kept])
         update = ScoreUpdate(ids, scores, kept[0].version, _labels(targets, len(ids)))
-        return [Scored(update, weights, batches[0].drawn)]
+        return [Scored(update, weights, kept[0].drawn)]
 
     def _fits(self, batch: WeightedBatch, outputs: Tensor) -> bool:
         if not self._kept:
             return True
         last = self._kept[-1]
         return (
-            batch.drawn == last.batch.drawn
+            batch.drawn == last.drawn
             and _kind(outputs) == _kind(last.outputs)
-            and _kind(batch.targets) == _kind(last.batch.targets)
+            and _kind(batch.targets) == _kind(last.targets)
         )
 
 
@@ -114,7 +127,7 @@ def _is_plain(batch: WeightedBatch, outputs: Any) -> bool:
     return (
         all(isinstance(side, Tensor) and side.dim() > 0 for side in (outputs, batch.targets))
         and len(outputs) == len(batch.targets) == len(batch)
-        and outputs.numel() <= LARGEST
+        and max(outputs.numel(), batch.targets.numel()) <= LARGEST
     )
 
 

@@ -45,17 +45,15 @@ class Setup:
     log: AbstractLog
 
 
-def has_batch_statistics(model: Any) -> bool:
-    """Whether its loss depends on the batch as a whole: BatchNorm in train mode.
+def batch_norms(model: Any) -> list[nn.Module]:
+    """Its BatchNorm layers. In train mode they make the loss depend on the batch as a whole.
 
     Example:
-        >>> has_batch_statistics(nn.BatchNorm1d(2)), has_batch_statistics(nn.Linear(2, 2))
-        (True, False)
+        >>> len(batch_norms(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))))
+        1
     """
-    if not isinstance(model, nn.Module):
-        return False
-    kind = nn.modules.batchnorm._BatchNorm
-    return any(isinstance(module, kind) and module.training for module in model.modules())
+    modules = model.modules() if isinstance(model, nn.Module) else ()
+    return [module for module in modules if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
 
 @dataclass

@@ -8,7 +8,7 @@ from gradsift.monitors.spending import allowed_batch, equal_noise_batch, lr_fact
 from gradsift.monitors.timing import StepTimes
 from gradsift.recipes.recipe import Recipe
 from gradsift.records import Spend
-from gradsift.sifting.setup import has_batch_statistics
+from gradsift.sifting.setup import batch_norms
 
 EIGHTHS = 8
 """Batches have one of so many sizes: few shapes to compile."""
@@ -19,7 +19,7 @@ def choose_spend(spend: Any, recipe: Recipe, model: Any = None) -> Spend:
 
     Args:
         spend: what the user asks for. None takes "batch" for a recipe that measures and a model
-            without batch statistics, which a smaller batch would change, and "noise" otherwise.
+            without BatchNorm, which a smaller batch would change, and "noise" otherwise.
         recipe: in use.
         model: to be trained.
 
@@ -35,7 +35,7 @@ def choose_spend(spend: Any, recipe: Recipe, model: Any = None) -> Spend:
         gradsift.errors.UsageError: spend 'lr' received with recipe 'pool', which does not...
     """
     if spend is None:
-        return "batch" if recipe.source == "auto" and not has_batch_statistics(model) else "noise"
+        return "batch" if recipe.source == "auto" and not batch_norms(model) else "noise"
     known = get_args(Spend)
     if spend not in known:
         raise UsageError(f"spend {spend!r} received, expected one of {', '.join(known)}")
