@@ -13,7 +13,7 @@ from gradsift.records import LossFunction, ScoreUpdate, WeightedBatch
 from gradsift.scores.base import AbstractOutputScore
 
 LARGEST = 2**16
-"""Numbers in a step's outputs or targets beyond which it is scored at once: waiting costs memory."""
+"""Numbers in a step's outputs or targets beyond which it is scored at once, to save memory."""
 
 
 @dataclass(frozen=True, eq=False)
