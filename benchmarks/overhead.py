@@ -100,8 +100,7 @@ def measure(
         for arm, recipe in ARMS.items()
     }
     for each in loops.values():
-        for _ in range(len(data) // batch + WARM_UP):
-            each.step()
+        each.go(len(data) // batch + WARM_UP)
     times = take_turns(loops, blocks, steps, clock)
     rows = []
     for arm in loops:

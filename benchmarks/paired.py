@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, repeat
 from typing import Any
@@ -12,21 +13,58 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from gradsift import Recipe, SiftedLoader, sift
+from gradsift.clock import AbstractClock
 from gradsift.comparison.machine import between, read_meters
 from gradsift.records import LossFunction
 
 
+class TurnClock(AbstractClock):
+    """Seconds of a loop's own turns.
+
+    A gate that may spend a share of its time must not count that of the others as its own.
+    """
+
+    def __init__(self) -> None:
+        self._before = 0.0
+        self._since: float | None = None
+
+    def now(self) -> float:
+        """Seconds of all turns so far."""
+        return self._before + (0.0 if self._since is None else time.perf_counter() - self._since)
+
+    def charge(self, *, trained: int = 0, scored: int = 0) -> None:
+        """Real time passes by itself."""
+        del trained, scored
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Runs for a block."""
+        self._since = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._before, self._since = self.now(), None
+
+
 @dataclass(frozen=True, eq=False)
 class Loop:
-    """A training loop that goes one step further each time it is called.
+    """A training loop that goes on step by step.
 
     Attributes:
         step: takes one.
         train: the sifted loader; None for the plain loop.
+        clock: of the sifted loader.
     """
 
     step: Callable[[], None]
     train: SiftedLoader | None
+    clock: TurnClock
+
+    def go(self, steps: int) -> None:
+        """Takes some steps."""
+        with self.clock.turn():
+            for _ in range(steps):
+                self.step()
 
 
 @dataclass(frozen=True)
@@ -68,7 +106,10 @@ def loop(
 ) -> Loop:
     """SGD with momentum, by the plain loop where there is no recipe."""
     optimizer = torch.optim.SGD(model.parameters(), lr, momentum=0.9)
-    train = None if recipe is None else sift(loader, model, loss_fn, recipe=recipe)
+    clock = TurnClock()
+    train = None
+    if recipe is not None:
+        train = sift(loader, model, loss_fn, recipe=recipe, clock=clock)
     losses = _plain(loader, model, loss_fn) if train is None else _sifted(train, model)
 
     def step() -> None:
@@ -77,7 +118,7 @@ def loop(
         loss.backward()
         optimizer.step()
 
-    return Loop(step, train)
+    return Loop(step, train, clock)
 
 
 CLOCKS: Mapping[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -93,8 +134,7 @@ def take_turns(loops: Mapping[str, Loop], blocks: int, steps: int, clock: str = 
         place = number % len(loops)
         for name in [*loops, *loops][place : place + len(loops)]:
             start = now()
-            for _ in range(steps):
-                loops[name].step()
+            loops[name].go(steps)
             times[name].append((now() - start) / steps)
     return Times(times, between(before, read_meters()).foreign_cpu)
 

@@ -92,8 +92,7 @@ def measure(name: str, case: Case) -> list[Row]:
         model = build_model(case.model, problem.input_shape, problem.outputs, generator=generator)
         loader = DataLoader(data, BATCH, shuffle=True, drop_last=True)
         loops[arm] = loop(recipes[recipe], model, loader, problem.loss_fn)
-        for _ in range(int(case.warm_up * case.examples / BATCH)):
-            loops[arm].step()
+        loops[arm].go(int(case.warm_up * case.examples / BATCH))
     times = take_turns(loops, case.blocks, case.steps)
     rows = []
     for arm, each in loops.items():

@@ -14,7 +14,7 @@ def report(number: int, *, scored: bool) -> Reported:
         inputs=ids,
         targets=ids,
         weights=torch.ones(2),
-        indices=ids,
+        ids=ids,
         size=2,
         drawn=True,
         loss_fn=lambda outputs, targets: outputs,

@@ -26,7 +26,7 @@ def batch(number: int, targets: Any, *, count: int = 3, drawn: bool = False) -> 
         inputs=None,
         targets=targets,
         weights=torch.arange(1.0, count + 1) + number,
-        indices=torch.arange(count) + 10 * number,
+        ids=torch.arange(count) + 10 * number,
         size=count,
         drawn=drawn,
         loss_fn=CROSS_ENTROPY,

@@ -168,3 +168,11 @@ def test_splitting_and_joining_cancel(count: int, cut: int) -> None:
 def test_portions_without_data_stay_without() -> None:
     head, tail = Portion(torch.arange(3)).split(1)
     assert head.data is tail.data is join([head, tail]).data is None
+
+
+def test_a_list_of_ids_stays_the_batch_samplers_own() -> None:
+    given = [3, 1]
+    portion = Portion(given)
+    assert portion.listed is given
+    assert torch.equal(portion.ids, torch.tensor([3, 1]))
+    assert Portion(torch.tensor([3, 1])).listed == given

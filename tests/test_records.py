@@ -33,7 +33,7 @@ def make(weights: Tensor, *, drawn: bool = True, size: int | None = None, **part
     defaults: dict[str, Any] = {
         "inputs": torch.arange(count, dtype=torch.float32).unsqueeze(1),
         "targets": torch.zeros(count, dtype=torch.int64),
-        "indices": torch.arange(100, 100 + count),
+        "ids": torch.arange(100, 100 + count),
         "loss_fn": CROSS_ENTROPY,
         "report": Reports(),
     }
@@ -192,3 +192,13 @@ def test_large_weights_survive_half_precision_losses() -> None:
     mean = batch.mean(torch.tensor([0.5, 1.0], dtype=torch.float16))
     assert mean.dtype == torch.float32
     assert mean.item() == pytest.approx(25000.5)
+
+
+def test_ids_are_a_tensor_only_once_somebody_looks() -> None:
+    batch = make(torch.ones(3), ids=[7, 5, 9])
+    assert len(batch) == 3
+    assert "indices" not in vars(batch)
+    assert torch.equal(batch.indices, torch.tensor([7, 5, 9]))
+    assert batch.indices is batch.indices
+    moved = batch.to("cpu")
+    assert torch.equal(moved.indices, batch.indices)

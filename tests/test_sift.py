@@ -431,3 +431,13 @@ def test_unwritable_log_is_a_usage_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="cannot write measurements"):
         gradsift.sift(planted_loader(), nn.Linear(2, 3), LOSS, log=tmp_path / "file/run")
+
+
+def test_weights_of_the_plain_order_are_ones_that_cannot_be_written_to() -> None:
+    """They are one number, shared by every batch."""
+    batches = [(torch.ones(size, 2), torch.zeros(size, dtype=torch.int64)) for size in (4, 4, 3)]
+    train = gradsift.sift(batches, nn.Linear(2, 3), LOSS, recipe="uniform")
+    for batch in train:
+        assert torch.equal(batch.weights, torch.ones(len(batch)))
+        with pytest.raises(RuntimeError, match="single memory location"):
+            batch.weights.mul_(2)

@@ -119,3 +119,21 @@ def test_the_free_recipes_learn_the_digits(tmp_path: Path) -> None:
         summary = json.loads((tmp_path / recipe / "summary.json").read_text())
         assert summary["test_error"] < 0.08
         assert summary["gate"]["state"] in ("on", "off")
+
+
+@pytest.mark.skipif(
+    not (Path(os.environ.get("GRADSIFT_DATA", "")) / "fashion-mnist").is_dir(),
+    reason="Fashion-MNIST is not below GRADSIFT_DATA",
+)
+@pytest.mark.parametrize(
+    ("script", "flags"),
+    [
+        ("adaptive", ["--epochs", "0", "--seeds", "1", "--settling", "50"]),
+        ("class_order", ["--steps", "20", "--examples", "200"]),
+    ],
+)
+def test_a_benchmark_on_fashion_mnist_runs(script: str, flags: list[str], tmp_path: Path) -> None:
+    run(str(ROOT / f"benchmarks/{script}.py"), *flags, "--out", "rows.json", folder=tmp_path)
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    numbers = [value for row in rows for value in row.values() if isinstance(value, float)]
+    assert min(numbers) > 0.5

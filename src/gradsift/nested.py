@@ -39,9 +39,9 @@ def move(tree: Any, device: torch.device | str, *, non_blocking: bool = False) -
         >>> move({"x": torch.ones(2), "name": "a"}, "cpu")
         {'x': tensor([1., 1.]), 'name': 'a'}
     """
+    if type(tree) in (list, tuple) and all([isinstance(leaf, Tensor) for leaf in tree]):  # noqa: C419 (faster)
+        return type(tree)([leaf.to(device, non_blocking=non_blocking) for leaf in tree])
     send = partial(_sent, device=device, non_blocking=non_blocking)
-    if type(tree) in (list, tuple) and all(isinstance(leaf, Tensor) for leaf in tree):
-        return type(tree)(map(send, tree))
     return pytree.tree_map(send, tree, is_leaf=_moves_itself)
 
 

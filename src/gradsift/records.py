@@ -7,6 +7,7 @@ neither prefetching nor a stale score can attach it to another example.
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -101,6 +102,10 @@ class Plan:
         return "table" if self.size is None else "two-stage"
 
 
+PLAIN = Plan()
+"""The next batch of the user's own order."""
+
+
 @dataclass(frozen=True)
 class StepRecord:
     """One step as the monitors see it. They read it and never steer.
@@ -134,7 +139,7 @@ class WeightedBatch:
         inputs: what the model takes.
         targets: what the loss takes.
         weights: one importance weight per example, in PyTorch's default floating type.
-        indices: int64 ids of the examples, stable over the run.
+        ids: of the examples, stable over the run, as a tensor or a list; `indices` is for reading.
         size: the nominal batch size, which divides every weighted sum.
         drawn: False where the examples come in the user's own order, each with weight one.
         loss_fn: ``loss_fn(outputs, targets)``, one loss per example.
@@ -155,7 +160,7 @@ class WeightedBatch:
     inputs: Any
     targets: Any
     weights: Float[Tensor, " drawn"]
-    indices: Int64[Tensor, " drawn"]
+    ids: Int64[Tensor, " drawn"] | list[Any]
     size: int
     drawn: bool
     loss_fn: LossFunction
@@ -167,7 +172,12 @@ class WeightedBatch:
         yield self.weights
 
     def __len__(self) -> int:
-        return self.indices.shape[0]
+        return len(self.ids)
+
+    @cached_property
+    def indices(self) -> Int64[Tensor, " drawn"]:
+        """int64 ids of the examples, stable over the run, on the device of the weights."""
+        return torch.as_tensor(self.ids, dtype=torch.int64, device=self.weights.device)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "WeightedBatch":
         """The same batch on another device. Ids move along with the rest."""
@@ -176,7 +186,7 @@ class WeightedBatch:
             inputs=move(self.inputs, device, non_blocking=non_blocking),
             targets=move(self.targets, device, non_blocking=non_blocking),
             weights=self.weights.to(device, non_blocking=non_blocking),
-            indices=self.indices.to(device, non_blocking=non_blocking),
+            ids=self.indices.to(device, non_blocking=non_blocking),
         )
 
     def mean(self, values: Tensor) -> Tensor:
@@ -191,6 +201,9 @@ class WeightedBatch:
             UsageError: for any other shape.
         """
         check_per_example(values, len(self), "batch.mean received values")
+        return self._mean(values)
+
+    def _mean(self, values: Tensor) -> Tensor:
         if not values.is_floating_point():
             values = values.to(self.weights.dtype)
         if not self.drawn:
@@ -207,7 +220,7 @@ class WeightedBatch:
         """
         values = self.loss_fn(outputs, self.targets)
         check_per_example(values, len(self), "loss_fn returned")
-        mean = self.mean(values)
+        mean = self._mean(values)
         if values.device.type == "cpu" and not math.isfinite(mean.item()):
             self.check_finite(values)
         self.report(self, outputs, values)

@@ -8,8 +8,10 @@ the next, and a pass that ends is followed by a new one.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Int64
 from torch import Tensor
@@ -22,15 +24,26 @@ class Portion:
     """Examples by id, with their data where the data come along.
 
     Attributes:
-        ids: int64 ids.
+        given: int64 ids, or the list of them that a batch sampler made.
         data: the collated batch of a stream; None for map-style data, which are fetched by id.
     """
 
-    ids: Int64[Tensor, " examples"]
+    given: Int64[Tensor, " examples"] | list[Any]
     data: Any = None
 
     def __len__(self) -> int:
-        return self.ids.shape[0]
+        return len(self.given)
+
+    @cached_property
+    def ids(self) -> Int64[Tensor, " examples"]:
+        """As a tensor, made when it is first looked at: a plain step never does."""
+        given = self.given
+        return torch.from_numpy(np.array(given, np.int64)) if isinstance(given, list) else given
+
+    @property
+    def listed(self) -> list[Any]:
+        """As a list; the batch sampler's own, where there is one."""
+        return self.given if isinstance(self.given, list) else self.given.tolist()
 
     def split(self, count: int) -> tuple["Portion", "Portion"]:
         """The first ``count`` examples, and the rest."""

@@ -9,38 +9,33 @@ batches is a stream: its batches are joined and cut after they have arrived.
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from jaxtyping import Int64
-from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Sampler
 from torch.utils.data.distributed import DistributedSampler
 
 from gradsift.data.passes import Passes, Portion
 from gradsift.errors import UsageError
 from gradsift.nested import length
-from gradsift.records import Plan
+from gradsift.records import PLAIN, Plan
 
 Planner = Callable[[int], Plan]
 """What the next step will do, given the nominal batch size."""
 
 
-@dataclass(frozen=True, eq=False)
-class Fetched:
+class Fetched(NamedTuple):
     """What arrived for one step.
 
     Attributes:
         plan: what was decided when its ids were requested.
-        ids: int64 ids of the examples.
+        portion: the examples by id.
         data: the collated batch, as the user's ``collate_fn`` made it.
         batch_size: the nominal batch size.
     """
 
     plan: Plan
-    ids: Int64[Tensor, " examples"]
+    portion: Portion
     data: Any
     batch_size: int
 
@@ -77,7 +72,7 @@ def open_source(loader: Any) -> AbstractSource:
     Example:
         >>> import torch
         >>> loader = torch.utils.data.DataLoader(torch.arange(6), batch_size=4)
-        >>> [step.ids.tolist() for step in open_source(loader).epoch(lambda size: Plan())]
+        >>> [step.portion.listed for step in open_source(loader).epoch(lambda size: Plan())]
         [[0, 1, 2, 3], [4, 5]]
     """
     if not hasattr(loader, "__iter__"):
@@ -125,12 +120,12 @@ def _portion(passes: Passes, plan: Plan, size: int) -> Portion | None:
 
 
 def _portion_of(ids: Any) -> Portion:
-    return Portion(torch.from_numpy(np.array(ids, np.int64)))
+    return Portion(ids if type(ids) is list else list(map(int, ids)))
 
 
 def _take_what_comes(batch_size: int) -> Plan:
     del batch_size
-    return Plan()
+    return PLAIN
 
 
 class _PlannedBatches(Sampler[list[int]]):
@@ -151,7 +146,7 @@ class _PlannedBatches(Sampler[list[int]]):
     def _ids(self) -> Iterator[list[int]]:
         for step in _run(self._passes, self.planner, self._steps, self._nominal):
             self.planned.append(step)
-            yield step[1].ids.tolist()
+            yield step[1].listed
 
 
 class MapSource(AbstractSource):
@@ -179,7 +174,7 @@ class MapSource(AbstractSource):
         try:
             for data in self._reader:
                 plan, portion, size = self._sampler.planned.popleft()
-                yield Fetched(plan, portion.ids, data, size)
+                yield Fetched(plan, portion, data, size)
         finally:
             self._sampler.planner = _take_what_comes
 
@@ -223,7 +218,7 @@ class StreamSource(AbstractSource):
         for plan, portion, size in _run(
             self._passes, planner, None if self.one_pass else _steps(self._loader), self._nominal
         ):
-            yield Fetched(plan, portion.ids, portion.data, size)
+            yield Fetched(plan, portion, portion.data, size)
 
     def _portions(self, batches: Iterator[Any]) -> Iterator[Portion]:
         for batch in batches:

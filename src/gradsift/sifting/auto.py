@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from gradsift.clock import AbstractClock
+from gradsift.data.passes import Portion
 from gradsift.gate import Decision, MeasuredGate, Offer
 from gradsift.monitors.timing import Allowance
-from gradsift.records import Plan, ScoreUpdate, Source
+from gradsift.records import PLAIN, Plan, ScoreUpdate, Source
 from gradsift.sampling.draws import Multinomial
 from gradsift.sampling.select import select
 from gradsift.sampling.table import ScoreTable
@@ -96,7 +97,7 @@ class Auto(AbstractPolicy):
         """What the decision in force says."""
         self.batch_size = batch_size
         if self.decision is None or self.in_use == "off":
-            return Plan()
+            return PLAIN
         candidates = round(self.decision.offer.candidates * batch_size)
         if self.in_use == "pool" or self.memory is None:
             return Plan(candidates=candidates, size=batch_size)
@@ -126,7 +127,7 @@ class Auto(AbstractPolicy):
         self.evidence.observing.add(seconds, times=0)
         self._pay_for_observing(seconds, drawn=drawn)
 
-    def inspect(self, arrived: Candidates, ids: Tensor, batch_size: int) -> None:
+    def inspect(self, arrived: Candidates, portion: Portion, batch_size: int) -> None:
         """Measures something on a batch of the user's own order, where the allowance permits."""
         del batch_size
         if self._steps < WARM_UP or not self._probing.allows(self._now()):
@@ -134,7 +135,7 @@ class Auto(AbstractPolicy):
         plain = self.evidence.times.median("off")
         if plain is not None and self._probing.allows(self._now(), cost=plain):
             before = self._clock.now()
-            next(self._probes)(arrived, ids)
+            next(self._probes)(arrived, portion.ids)
             self._probed = self._clock.now() - before
             self._probing.spend(self._probed)
 

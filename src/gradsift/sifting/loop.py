@@ -53,6 +53,7 @@ class SiftedLoader:
         self.policy = choose_policy(setup, self._source, self._chooser)
         self._feedback = Feedback(setup, self._counts, self.policy)
         self._device = torch.device("cpu")
+        self._ones = torch.ones(0)
         self._begun = False
         self._rehearsed = not setup.recipe.scored
 
@@ -160,26 +161,28 @@ class SiftedLoader:
             )
 
     def _prepare(self, fetched: Fetched, data: Any) -> WeightedBatch:
-        arrived = Candidates(*self._setup.split(data), count=len(fetched.ids))
+        arrived = Candidates(*self._setup.split(data), count=len(fetched.portion))
         if not self._rehearsed:
             self._rehearsed = True
             for notice in self._chooser.rehearse(arrived, fetched.batch_size):
                 self._feedback.notice(notice)
         if fetched.plan.source == "off":
-            scores = self.policy.inspect(arrived, fetched.ids, fetched.batch_size)
+            scores = self.policy.inspect(arrived, fetched.portion, fetched.batch_size)
             if scores is not None:
                 self._feedback.see(scores)
         if fetched.plan.size is None:
-            return self._batch(arrived, fetched.ids, fetched.plan.draw)
+            return self._batch(arrived, fetched.portion.given, fetched.plan.draw)
         scores = self._chooser.score(arrived, fetched.batch_size)
         size = min(fetched.plan.size, arrived.count)
         chosen, draw = self._chooser.choose(arrived, scores, size, fetched.plan.draw)
         self._feedback.see(scores)
-        return self._batch(chosen, fetched.ids[draw.positions], draw)
+        return self._batch(chosen, fetched.portion.ids[draw.positions], draw)
 
-    def _batch(self, chosen: Candidates, ids: Tensor, draw: Draw | None) -> WeightedBatch:
+    def _batch(
+        self, chosen: Candidates, ids: Tensor | list[Any], draw: Draw | None
+    ) -> WeightedBatch:
         weights = (
-            torch.ones(len(ids), device=self._device)
+            self._even(len(ids))
             if draw is None
             else draw.weights.to(self._device, torch.get_default_dtype())
         )
@@ -187,12 +190,18 @@ class SiftedLoader:
             inputs=chosen.inputs,
             targets=chosen.targets,
             weights=weights,
-            indices=ids.to(self._device),
+            ids=ids,
             size=len(ids) if draw is None else draw.size,
             drawn=draw is not None,
             loss_fn=self._setup.loss_fn,
             report=self._feedback.report,
         )
+
+    def _even(self, count: int) -> Tensor:
+        """Weights of one, which take the memory of one and refuse to be written to."""
+        if len(self._ones) != count:
+            self._ones = torch.ones(1, device=self._device).expand(count)
+        return self._ones
 
 
 def _device_of(model: Any) -> torch.device:

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradsift.data.passes import Portion
 from gradsift.data.sources import AbstractSource
 from gradsift.gate import AbstractGate, GateState
 from gradsift.recipes.recipe import Recipe
-from gradsift.records import Draw, Plan, ScoreUpdate
+from gradsift.records import PLAIN, Draw, Plan, ScoreUpdate
 from gradsift.sampling.quarantine import neutralise
 from gradsift.sampling.table import ScoreTable
 from gradsift.scores.base import AbstractOutputScore
@@ -71,9 +72,9 @@ class AbstractPolicy(ABC):
         """Takes the scores of trained batches, and the weights that they were trained with."""
         del update, weights, drawn
 
-    def inspect(self, arrived: Candidates, ids: Tensor, batch_size: int) -> Tensor | None:
+    def inspect(self, arrived: Candidates, portion: Portion, batch_size: int) -> Tensor | None:
         """Looks at a batch that will be trained on as it came; returns its scores where it did."""
-        del arrived, ids, batch_size
+        del arrived, portion, batch_size
 
     def see(self, scores: Tensor, step: int) -> None:
         """Takes the fresh scores of a pool."""
@@ -104,7 +105,7 @@ class Unscored(AbstractPolicy):
     def plan(self, batch_size: int) -> Plan:
         """The next batch as it comes, or ids of its own."""
         if self._recipe.source == "loader":
-            return Plan()
+            return PLAIN
         ids = torch.randint(self._examples, (batch_size,), generator=self._generator)
         return Plan(draw=Draw(ids, torch.ones(batch_size, dtype=torch.float64), batch_size))
 
@@ -149,7 +150,7 @@ class SwitchedPool(AbstractPolicy):
     def plan(self, batch_size: int) -> Plan:
         """A pool where the gate is open."""
         if not self.state.open:
-            return Plan()
+            return PLAIN
         return self._gate.plan(self.state, batch_size, self._recipe.ratio)
 
     def wants_scores(self, *, drawn: bool) -> bool:
@@ -162,9 +163,9 @@ class SwitchedPool(AbstractPolicy):
         if not drawn:
             self.see(update.score, update.version)
 
-    def inspect(self, arrived: Candidates, ids: Tensor, batch_size: int) -> Tensor | None:
+    def inspect(self, arrived: Candidates, portion: Portion, batch_size: int) -> Tensor | None:
         """Scores the batch where its training step cannot."""
-        del ids
+        del portion
         return None if self._free else self._chooser.score(arrived, batch_size)
 
     def see(self, scores: Tensor, step: int) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradsift.records import Plan, ScoreUpdate
+from gradsift.records import PLAIN, Plan, ScoreUpdate
 from gradsift.sampling.table import ScoreTable
 from gradsift.sifting.memory import WINDOW, Memory
 from gradsift.sifting.policy import AbstractPolicy
@@ -38,7 +38,7 @@ class Tabled(AbstractPolicy):
         """The first pass as it comes, then ids drawn from the whole data set."""
         self._batch_size = batch_size
         if not self.memory.complete:
-            return Plan()
+            return PLAIN
         if self._opened_at is None:
             self._opened_at = self._steps + 1
         return Plan(draw=self.memory.draw(batch_size, self._generator))
