@@ -7,9 +7,9 @@ Adam moves along ``m/√v``, and where noise is most of the gradient, v is the n
 ratio of R in a coordinate, the signal in its step grows by ``√R`` at the same learning rate, as
 ``spend="lr"`` would do on purpose for SGD by up to R. An MLP trains on Fashion-MNIST for some
 epochs. Then it stands still, while Adam's v settles, for three times its memory, on shuffled
-batches and, apart from them, on batches out of the score table. Printed: the median over coordinates
-of ``√(v of uniform / v of the table)``, and the root of the ratio of the summed v, that of the second
-moments of the whole gradient.
+batches and, apart from them, on batches out of the score table. Printed: the median over
+coordinates of ``√(v of uniform / v of the table)``, and the root of the ratio of the summed v, that
+of the second moments of the whole gradient.
 """
 
 import argparse
