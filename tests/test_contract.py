@@ -31,7 +31,7 @@ NAMES = sorted(recipes)
 EVERY_RECIPE = pytest.mark.parametrize("name", NAMES)
 
 NO_IDS = "draws ids from the whole data set, and a stream has none"
-NEEDS_IDS = {"uniform-iid": NO_IDS, "table": NO_IDS}
+NEEDS_IDS = {"uniform-iid": NO_IDS, "table": NO_IDS, "table-exact": NO_IDS}
 
 N, BATCH = 40, 10
 CROSS_ENTROPY = nn.CrossEntropyLoss(reduction="none")

@@ -19,6 +19,7 @@ NAMES = [
     "loss",
     "pool",
     "table",
+    "table-exact",
     "uniform",
     "uniform-iid",
 ]

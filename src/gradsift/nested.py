@@ -29,6 +29,11 @@ def _is_leaf(node: Any) -> bool:
     return not any(isinstance(item, Tensor | list | tuple | dict) for item in node)
 
 
+def _is_flat(tree: Any) -> bool:
+    """Whether a list or tuple holds tensors alone; that is the common case, and quicker to walk."""
+    return type(tree) in (list, tuple) and all(isinstance(leaf, Tensor) for leaf in tree)
+
+
 def move(tree: Any, device: torch.device | str, *, non_blocking: bool = False) -> Any:
     """The same nesting with every tensor on ``device``; other leaves are kept.
 
@@ -39,7 +44,7 @@ def move(tree: Any, device: torch.device | str, *, non_blocking: bool = False) -
         >>> move({"x": torch.ones(2), "name": "a"}, "cpu")
         {'x': tensor([1., 1.]), 'name': 'a'}
     """
-    if type(tree) in (list, tuple) and all([isinstance(leaf, Tensor) for leaf in tree]):  # noqa: C419 (faster)
+    if _is_flat(tree):
         return type(tree)([leaf.to(device, non_blocking=non_blocking) for leaf in tree])
     send = partial(_sent, device=device, non_blocking=non_blocking)
     return pytree.tree_map(send, tree, is_leaf=_moves_itself)
@@ -53,8 +58,11 @@ def tensors(tree: Any) -> list[Tensor]:
         >>> [leaf.shape[0] for leaf in tensors((torch.ones(2), [torch.ones(3)]))]
         [2, 3]
     """
-    leaves = (tree,) if isinstance(tree, Tensor) else pytree.tree_leaves(tree)
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    if isinstance(tree, Tensor):
+        return [tree]
+    if _is_flat(tree):
+        return list(tree)
+    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def length(tree: Any) -> int:
@@ -153,6 +161,8 @@ def per_leaf(tree: Any, function: Callable[[Tensor], Tensor]) -> Any:
     """
     if isinstance(tree, Tensor):
         return function(tree)
+    if _is_flat(tree):
+        return type(tree)(map(function, tree))
     return pytree.tree_map_only(Tensor, function, tree)
 
 

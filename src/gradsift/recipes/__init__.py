@@ -6,7 +6,7 @@ from gradsift.errors import UsageError
 from gradsift.recipes.katharopoulos2018 import CONSTANT_TIME, CONSTANT_VARIANCE, KATHAROPOULOS_2018
 from gradsift.recipes.pool import LOSS, POOL
 from gradsift.recipes.recipe import Recipe as Recipe
-from gradsift.recipes.table import AUTO, TABLE
+from gradsift.recipes.table import AUTO, TABLE, TABLE_EXACT
 from gradsift.recipes.uniform import UNIFORM, UNIFORM_IID
 
 
@@ -43,6 +43,7 @@ recipes = Recipes(
     UNIFORM,
     UNIFORM_IID,
     TABLE,
+    TABLE_EXACT,
     LOSS,
     POOL,
     KATHAROPOULOS_2018,

@@ -10,6 +10,7 @@ from gradsift.sampling.corrections import AbstractCorrection
 from gradsift.sampling.distributions import AbstractDistribution, Proportional
 from gradsift.sampling.draws import AbstractDraw, Systematic
 from gradsift.scores.base import AbstractOutputScore, ScoreFunction
+from gradsift.scores.gradient_norm import GradientNorm
 from gradsift.scores.output_gradient import OutputGradient
 
 Origin = Literal["loader", "iid", "pool", "table", "auto"]
@@ -77,10 +78,12 @@ class Recipe:
                 "candidates per trained example"
             )
 
-        if self.source in REMEMBERED and not isinstance(self.score, AbstractOutputScore):
+        given_away = (AbstractOutputScore, GradientNorm)[: 1 + (self.source == "table")]
+        if self.source in REMEMBERED and not isinstance(self.score, given_away):
             raise UsageError(
                 f"recipe source {self.source!r} received the score {self.score!r}, expected one "
-                "that the outputs of a training step determine, such as OutputGradient() or Loss()"
+                "that the outputs of a training step determine, such as OutputGradient() or "
+                "Loss(), or for a table GradientNorm(), which its backward pass tells"
             )
         if (self.source == "auto") != isinstance(self.gate, MeasuredGate):
             raise UsageError(

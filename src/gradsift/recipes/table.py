@@ -18,10 +18,13 @@ Example:
     0
 """
 
+from dataclasses import replace
+
 from gradsift.gate import MeasuredGate
 from gradsift.recipes.recipe import Recipe
 from gradsift.sampling.distributions import Mixed, Proportional
 from gradsift.sampling.draws import Stratified, Systematic
+from gradsift.scores.gradient_norm import GradientNorm
 
 _REFERENCE = "after Schaul et al. 2016, arXiv:1511.05952, and Alain et al. 2015, arXiv:1511.06481"
 
@@ -34,6 +37,13 @@ TABLE = Recipe(
     name="table",
 )
 """A fixed mixture: weights stay below five. Smoothed scores, because a stale one is noisy."""
+
+TABLE_EXACT = replace(TABLE, score=GradientNorm(), name="table-exact")
+"""The same with the exact gradient norm of each example, by `GradientNorm.watch`.
+
+What the norms cost is paid in every step, and on a small network they gain little over the output
+gradient (``docs/results``). They are norms in the mode of the step: BatchNorm in train mode is
+refused. One forward and one backward pass belong to a step."""
 
 AUTO = Recipe(
     source="auto",

@@ -15,10 +15,12 @@ from gradsift.monitors.steps import StepLog
 from gradsift.records import StepRecord, WeightedBatch
 from gradsift.sampling.quarantine import neutralise
 from gradsift.scores.base import AbstractOutputScore
+from gradsift.scores.gradient_norm import GradientNorm
 from gradsift.sifting.mailbox import Mailbox, Reported
-from gradsift.sifting.observations import Observations, Scored
+from gradsift.sifting.observations import Observations, Scored, scored
 from gradsift.sifting.policy import AbstractPolicy
 from gradsift.sifting.setup import Counts, Setup
+from gradsift.sifting.watching import StepWatch
 
 _logger = logging.getLogger("gradsift")
 
@@ -45,21 +47,35 @@ class Feedback:
         self._observations: Observations | None = None
         if isinstance(score, AbstractOutputScore):
             self._observations = Observations(score, setup.loss_fn, policy.window)
+        self._watch: StepWatch | None = None
+        if isinstance(score, GradientNorm) and setup.recipe.source == "table":
+            self._watch = StepWatch(score, setup.model)
         self._last_reported = -1
 
     def begin(self) -> None:
         """Starts the seconds of the log."""
         self._start = self._setup.clock.now()
 
-    def hand_out(self) -> None:
-        """A batch is about to be handed out: decides whether its step is recorded."""
+    def hand_out(self, batch: WeightedBatch) -> None:
+        """A batch is about to be handed out: decides whether its step is recorded and watched."""
         self._record_due = self._step_log.due(self._counts.steps)
+        if self._watch is not None and self._policy.wants_scores(drawn=batch.drawn):
+            self._watch.begin(len(batch))
+
+    def taken(self) -> None:
+        """The step on the batch is over, or its loop has been left."""
+        if self._watch is not None:
+            self._watch.end()
 
     def report(self, batch: WeightedBatch, outputs: Any, losses: Tensor) -> None:
         """Called by the training step: keeps what it tells, without waiting for it."""
         if self._last_reported == self._counts.steps:
             return
         self._last_reported = self._counts.steps
+        if self._watch is not None and self._watch.looks:
+            version = self._counts.steps
+            self._watch.expect(losses, lambda norms: self._told(batch, losses, norms, version))
+            return
         scores: Tensor | None = None
         found: list[Scored] = []
         if self._observations is not None:
@@ -71,6 +87,12 @@ class Feedback:
                 scores = self._observations.score(outputs, batch.targets)
         if found or self._record_due or losses.device.type != "cpu":
             self._mailbox.post(Reported(batch, losses.detach(), scores, tuple(found)))
+
+    def _told(self, batch: WeightedBatch, losses: Tensor, norms: Tensor, version: int) -> None:
+        """The step's backward pass has shown the norms of its examples."""
+        found = scored(batch, norms, version)
+        shown = norms if self._record_due and batch.drawn else None
+        self._mailbox.post(Reported(batch, losses.detach(), shown, (found,)))
 
     def collect(self) -> None:
         """Reads what the last step told, now that the next one begins.
@@ -123,7 +145,8 @@ class Feedback:
         self._setup.log.write("event", step=self._counts.steps, seconds=self._now(), text=text)
 
     def _say_if_silent(self) -> None:
-        waits = self._policy.learns and self._observations is not None
+        told = self._observations is not None or self._watch is not None
+        waits = self._policy.learns and told
         if waits and self._counts.steps == 2 and self._last_reported < 0:
             self.notice(
                 "no scores arrive, so sampling stays off: compute the loss by "

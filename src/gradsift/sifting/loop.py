@@ -118,10 +118,13 @@ class SiftedLoader:
             loading = clock.now() - before
             self.seconds.add("loading", loading)
             batch = self._prepare(fetched, data)
-            self._feedback.hand_out()
+            self._feedback.hand_out(batch)
             self._counts.steps += 1
             self._counts.trained += len(batch)
-            yield batch
+            try:
+                yield batch
+            finally:
+                self._feedback.taken()
             self._feedback.collect()
             now = clock.now()
             self.policy.timed(fetched.plan, now - before, loading)

@@ -96,9 +96,7 @@ class Observations:
         return self._score.of_outputs(self._loss_fn, outputs, targets)
 
     def _at_once(self, batch: WeightedBatch, outputs: Any, version: int) -> Scored:
-        scores = self.score(outputs, batch.targets)
-        update = ScoreUpdate(batch.indices, scores, version, _labels(batch.targets, len(batch)))
-        return Scored(update, batch.weights, batch.drawn)
+        return scored(batch, self.score(outputs, batch.targets), version)
 
     def _settle(self) -> list[Scored]:
         if not self._kept:
@@ -120,6 +118,12 @@ class Observations:
             and _kind(outputs) == _kind(last.outputs)
             and _kind(batch.targets) == _kind(last.targets)
         )
+
+
+def scored(batch: WeightedBatch, scores: Tensor, version: int) -> Scored:
+    """The scores of one step, with all that is known about its examples."""
+    update = ScoreUpdate(batch.indices, scores, version, _labels(batch.targets, len(batch)))
+    return Scored(update, batch.weights, batch.drawn)
 
 
 def _is_plain(batch: WeightedBatch, outputs: Any) -> bool:

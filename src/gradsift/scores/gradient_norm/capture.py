@@ -6,7 +6,7 @@ whose parameters are used once is finished as soon as its gradient arrives, so n
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from gradsift.errors import UsageError
-from gradsift.nested import tensors
+from gradsift.nested import per_leaf, tensors
 from gradsift.scores.gradient_norm.attention_standin import AttentionStandin
 from gradsift.scores.gradient_norm.contributions import AbstractContribution, combine
 from gradsift.scores.gradient_norm.graph import Passage, edges, parameters_outside
@@ -161,13 +161,13 @@ class Capture(AbstractContextManager["Capture"]):
             found = tensors(output)
         if self._total is not None or self._waiting:
             self._again = True
-        given = tensors((args, kwargs))
+        given = tensors(args) + (tensors(kwargs) if kwargs else [])
         standin = self._standins.get(module)
         record = None if standin is None else standin.taken()
         call = Call(
             unit=unit,
             args=_detached(args),
-            kwargs=_detached(kwargs),
+            kwargs=_detached(kwargs) if kwargs else kwargs,
             outputs=tuple(value.detach() for value in found),
             passage=Passage(edges(given), edges(found), () if record is None else record.edges),
             versions=tuple((value, value._version) for value in map(torch.detach, given)),
@@ -222,7 +222,7 @@ class Capture(AbstractContextManager["Capture"]):
             random_state=call.random_state,
             record=call.record,
         )
-        with torch.no_grad(), torch.autocast(_device(call), enabled=False):
+        with torch.no_grad(), _as_it_is(call.outputs[0].device.type):
             found = call.unit.rule(use)
             for name, parameter in call.unit.wanted.items():
                 if name not in found:
@@ -275,8 +275,11 @@ def _draws(module: nn.Module) -> bool:
 
 
 def _detached(tree: Any) -> Any:
-    return pytree.tree_map_only(Tensor, torch.detach, tree)
+    return per_leaf(tree, torch.detach)
 
 
-def _device(call: Call) -> str:
-    return call.outputs[0].device.type
+def _as_it_is(device_type: str) -> AbstractContextManager[Any]:
+    """No autocast; nothing is entered where there is none, which is cheaper."""
+    if not torch.is_autocast_enabled(device_type):
+        return nullcontext()
+    return torch.autocast(device_type, enabled=False)

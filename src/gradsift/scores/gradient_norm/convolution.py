@@ -15,6 +15,7 @@ Few positions favour pixels, many favour taps; the count in `costs` decides.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 from math import prod
 from typing import Any
@@ -46,7 +47,8 @@ class Tap:
     shift: Offsets
 
 
-def taps_of(kernel: Offsets, stride: Offsets, dilation: Offsets) -> list[Tap]:
+@lru_cache
+def taps_of(kernel: Offsets, stride: Offsets, dilation: Offsets) -> tuple[Tap, ...]:
     """All kernel positions, the last dimension fastest.
 
     Example:
@@ -58,9 +60,10 @@ def taps_of(kernel: Offsets, stride: Offsets, dilation: Offsets) -> list[Tap]:
         offsets = [k * d for k, d in zip(place, dilation, strict=True)]
         pairs = [divmod(offset, s) for offset, s in zip(offsets, stride, strict=True)]
         found.append(Tap(tuple(phase for _, phase in pairs), tuple(shift for shift, _ in pairs)))
-    return found
+    return tuple(found)
 
 
+@lru_cache
 def grid_of(positions: Offsets, kernel: Offsets, stride: Offsets, dilation: Offsets) -> Offsets:
     """The grid on which every kernel position is a shift: of both sides, in each phase.
 
@@ -83,8 +86,8 @@ class Correlation(AbstractContribution):
         stride: s.
         dilation: d.
         groups: each has a weight of its own.
-        widths: zeros around the image, as `torch.nn.functional.pad` takes them, that make it the
-            stride times the grid.
+        before: zeros in front of the image in each dimension, none by default. Behind it there
+            are as many as the grid asks for.
 
     Example:
         >>> left, image = torch.ones(1, 1, 2), torch.ones(1, 1, 3)  # 2 + 1 = 3
@@ -98,7 +101,7 @@ class Correlation(AbstractContribution):
     stride: Offsets
     dilation: Offsets
     groups: int
-    widths: Offsets = ()
+    before: Offsets = ()
 
     @property
     def count(self) -> int:
@@ -111,7 +114,7 @@ class Correlation(AbstractContribution):
         return self.groups * self.left.shape[1] * self.image.shape[1] * prod(self.kernel)
 
     @property
-    def taps(self) -> list[Tap]:
+    def taps(self) -> tuple[Tap, ...]:
         """The kernel's positions."""
         return taps_of(self.kernel, self.stride, self.dilation)
 
@@ -171,20 +174,40 @@ class Correlation(AbstractContribution):
         starts = [(tap.phase, _flat(tap.shift, grid)) for tap in self.taps]
         views = [images[phase][:, :, start : start + last] for phase, start in starts]
         if self.image.shape[1] < NARROW:
-            found = torch.bmm(padded, torch.cat(views, 1).transpose(1, 2))
-            yield from found.split(self.image.shape[1], 2)
+            yield from _outer(padded, torch.cat(views, 1)).split(self.image.shape[1], 2)
             return
         for view in views:
-            yield torch.bmm(padded, view.transpose(1, 2))
+            yield _outer(padded, view)
 
     def _phases(self, rows: slice) -> dict[Offsets, Tensor]:
         """The image as the strides see it: ``[batch·groups, columns, grid]`` for each phase."""
-        image = _padded(self.image[rows], list(self.widths))
-        found: dict[Offsets, Tensor] = {}
+        image, grid, found = self.image[rows], self.grid, {}
+        before = self.before or (0,) * len(grid)
         for phase in {tap.phase for tap in self.taps}:
-            steps = [slice(p, None, s) for p, s in zip(phase, self.stride, strict=True)]
-            found[phase] = image[(slice(None), slice(None), *steps)].flatten(2)
+            sides = zip(image.shape[2:], grid, self.stride, phase, before, strict=True)
+            places = [_strided(*side) for side in sides]
+            seen = image[(slice(None), slice(None), *(part for part, _, _ in places))]
+            widths = [width for _, *pair in reversed(places) for width in pair]
+            found[phase] = _padded(seen, widths).flatten(2)
         return found
+
+
+def _strided(size: int, grid: int, step: int, phase: int, zeros: int) -> tuple[slice, int, int]:
+    """What a phase sees of one dimension, and the zeros before and behind that make it the grid.
+
+    Place q of the phase is ``step·q + phase − zeros`` of the image.
+    """
+    first = max(0, -((phase - zeros) // step))
+    start = step * first + phase - zeros
+    count = min(grid - first, max(0, -((start - size) // step)))
+    return slice(start, start + step * count, step), first, grid - first - count
+
+
+def _outer(left: Tensor, right: Tensor) -> Tensor:
+    """``left · rightᵀ``; the longer side is the one that a matrix product walks along."""
+    if left.shape[1] > right.shape[1]:
+        return torch.bmm(right, left.transpose(1, 2)).transpose(1, 2)
+    return torch.bmm(left, right.transpose(1, 2))
 
 
 def _flat(place: Any, grid: Offsets) -> int:
@@ -237,18 +260,14 @@ def transposed_convolution(use: Use) -> Mapping[str, AbstractContribution]:
 def _correlation(
     layer: Any, left: Tensor, image: Tensor, widths: list[int], mode: str
 ) -> Correlation:
-    """Both sides by groups, the image padded as the layer pads it, and on to the whole grid."""
+    """Both sides by groups, and an image that is padded with zeros only where it is used."""
     groups, options = layer.groups, (layer.kernel_size, layer.stride, layer.dilation)
     if mode != "constant":
         image, widths = F.pad(image, widths, mode=mode), [0] * len(widths)
-    grid = grid_of(left.shape[2:], *options)
-    for place, (size, step) in enumerate(zip(reversed(grid), reversed(layer.stride), strict=True)):
-        before, far = widths[2 * place], image.shape[-1 - place]
-        widths[2 * place + 1] = size * step - far - before
     left, image = (
         side.reshape(-1, side.shape[1] // groups, *side.shape[2:]) for side in (left, image)
     )
-    return Correlation(left, image, *options, groups, tuple(widths))
+    return Correlation(left, image, *options, groups, tuple(reversed(widths[::2])))
 
 
 def _padded(values: Tensor, widths: list[int]) -> Tensor:

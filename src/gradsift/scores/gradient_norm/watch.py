@@ -51,9 +51,13 @@ class Watch:
             if kind is None:
                 self._found = self._capture.squared_norms()
         finally:
-            self._root.remove()
-            self._capture.close()
-            self._capture.forget()
+            self.cancel()
+
+    def cancel(self) -> None:
+        """Stops looking on, without norms; nothing is left behind."""
+        self._root.remove()
+        self._capture.close()
+        self._capture.forget()
 
     def _returned(self, module: nn.Module, args: Any, outputs: Any) -> None:
         del module, args
