@@ -1,0 +1,50 @@
+"""``--resume``: the flags of a run are its own, and those that are typed again must agree."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from gradsift.errors import UsageError
+from gradsift.trainer.keeping import saved_run
+
+
+def typed(call: typer.Context) -> set[str]:
+    """The names of the flags that were typed, rather than left as they are."""
+    found = {name: call.get_parameter_source(name) for name in call.params}
+    return {name for name, source in found.items() if source and source.name == "COMMANDLINE"}
+
+
+def recalled(out: Path | None, given: Mapping[str, Any], named: set[str]) -> dict[str, Any]:
+    """The flags that the run in a folder was begun with.
+
+    Args:
+        out: the folder.
+        given: all flags as they would be for a new run.
+        named: those of them that were typed.
+
+    Raises:
+        UsageError: without a folder or a run in it that can go on, and for a flag that was typed
+            and differs.
+        DataError: for a checkpoint that cannot be read.
+
+    Example:
+        >>> recalled(None, {}, set())
+        Traceback (most recent call last):
+        gradsift.errors.UsageError: --resume received no folder: name the run's own by --out
+    """
+    if out is None:
+        raise UsageError("--resume received no folder: name the run's own by --out")
+    saved = saved_run(out)
+    if saved is None:  # killed before its first checkpoint: nothing is known but what is typed
+        return dict(given)
+    flags = saved["flags"]
+    for name in sorted(named & flags.keys()):
+        if given[name] != flags[name]:
+            flag = f"--{name.replace('_', '-')}"
+            raise UsageError(
+                f"{flag} {given[name]} received, but the run in {str(out)!r} has {flags[name]}: "
+                f"leave {flag} out, or begin another run in another folder"
+            )
+    return {**given, **flags}
