@@ -44,7 +44,7 @@ def recalled(out: Path | None, given: Mapping[str, Any], named: set[str]) -> dic
         if given[name] != flags[name]:
             flag = f"--{name.replace('_', '-')}"
             raise UsageError(
-                f"{flag} {given[name]} received, but the run in {str(out)!r} has {flags[name]}: "
-                f"leave {flag} out, or begin another run in another folder"
+                f"{flag} {given[name]} received, but the run in {str(out)!r} was begun with "
+                f"{flags[name] or 'none'}: leave {flag} out, or begin another run elsewhere"
             )
     return {**given, **flags}

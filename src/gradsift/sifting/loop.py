@@ -112,7 +112,7 @@ class SiftedLoader:
     def __iter__(self) -> Iterator[WeightedBatch]:
         self._begin()
         self._open = None  # the time of a step at which a loop was left says nothing
-        self._settle()
+        self.settle()
         clock = self._setup.clock
         steps = self._source.epoch(self.policy.plan)
         before = clock.now()
@@ -126,7 +126,7 @@ class SiftedLoader:
             self._counts.trained += len(batch)
             self._open = OpenStep(fetched.plan, before, loading)
             yield batch
-            before = self._settle()
+            before = self.settle()
 
     def state_dict(self) -> dict[str, Any]:
         """All that `load_state_dict` needs to go on to the bit, within an epoch or between two.
@@ -157,7 +157,7 @@ class SiftedLoader:
             >>> [torch.equal(a.indices, b.indices) for a, b in zip(batches, again)]
             [True, True, True]
         """
-        self._settle()
+        self.settle()
         return {
             "format": FORMAT,
             "made_for": self._made_for(),
@@ -201,8 +201,11 @@ class SiftedLoader:
         rank = _rank() if self._setup.rank is None else self._setup.rank
         return {"recipe": self.recipe.name, "examples": self._source.examples, "rank": rank}
 
-    def _settle(self) -> float:
-        """Learns from the step whose batch was handed out last, once it is over."""
+    def settle(self) -> float:
+        """Learns now from the step that is over, which the next step would do; returns the time.
+
+        Call it between steps to look at a table that knows all of them. No batch changes by it.
+        """
         self._feedback.collect()
         now = self._setup.clock.now()
         if self._open is not None:

@@ -252,6 +252,7 @@ class Loop:
         )
 
     def _look(self) -> None:
+        self.train.settle()
         with self.inner.timing(self.spent, "evaluating"), self.clock.paused():
             health = self._health.read(self.train.table, self.train.steps)
         self._note("health", **asdict(health))
