@@ -1,19 +1,23 @@
 """``--resume``: the flags of a run are its own, and those that are typed again must agree."""
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import typer
 
 from gradsift.errors import UsageError
 from gradsift.trainer.keeping import saved_run
 
 
-def typed(call: typer.Context) -> set[str]:
-    """The names of the flags that were typed, rather than left as they are."""
-    found = {name: call.get_parameter_source(name) for name in call.params}
-    return {name for name, source in found.items() if source and source.name == "COMMANDLINE"}
+def typed(command: str) -> set[str]:
+    """The flags that were typed in a command line, rather than left as they are.
+
+    Example:
+        >>> sorted(typed("gradsift train --resume --batch-size=8 --out 'my runs'"))
+        ['batch_size', 'out', 'resume']
+    """
+    words = [word.partition("=")[0] for word in shlex.split(command)]
+    return {word[2:].replace("-", "_") for word in words if word.startswith("--")}
 
 
 def recalled(out: Path | None, given: Mapping[str, Any], named: set[str]) -> dict[str, Any]:

@@ -41,6 +41,9 @@ from gradsift.trainer.keeping import EVERY, Keeping, require_free
 
 RUNS = Path("runs")
 
+READING = ("data", "label", "drop", "missing", "task", "unit", "context")
+"""Flags that say what the data are."""
+
 SETTINGS = (
     *("model", "recipe", "batch_size", "pool_ratio", "lr", "weight_decay", "schedule"),
     *("optimizer", "norm", "spend", "seed", "device"),
@@ -52,7 +55,6 @@ COMMAND_LINE: ContextVar[str] = ContextVar("command_line", default="gradsift tra
 
 
 def train(
-    call: typer.Context,
     data: Data = "digits",
     label: Label = None,
     drop: Drop = None,
@@ -85,32 +87,15 @@ def train(
     checkpoint_every: CheckpointEvery = str(EVERY),
 ) -> int:
     """Train a model on a data set, and write a summary, measurements and a report."""
-    flags: dict[str, Any] = {
-        "data": data,
-        "label": label,
-        "drop": list(drop or ()),
-        "missing": missing,
-        "task": task,
-        "unit": unit,
-        "context": context,
-        "model": model,
-        "recipe": recipe,
-        "batch_size": batch_size,
-        "pool_ratio": pool_ratio,
-        "lr": lr,
-        "weight_decay": weight_decay,
-        "schedule": schedule,
-        "optimizer": optimizer,
-        "norm": norm,
-        "spend": spend,
-        "budget": budget,
-        "seed": seed,
-        "device": device,
-        "clock": clock,
-    }
+    values = (
+        *(data, label, list(drop or ()), missing, task, unit, context),
+        *(model, recipe, batch_size, pool_ratio, lr, weight_decay, schedule),
+        *(optimizer, norm, spend, seed, device, budget, clock),
+    )
+    flags = dict(zip((*READING, *SETTINGS, "budget", "clock"), values, strict=True))
     every = parse_budget(checkpoint_every)
     if resume:
-        flags = recalled(out, flags, typed(call))
+        flags = recalled(out, flags, typed(COMMAND_LINE.get()))
     folder = _free_folder() if out is None else out
     outcome = _watched(folder, flags, Keeping(every, resume, flags))
     finished = read_run(folder)

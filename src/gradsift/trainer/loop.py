@@ -228,6 +228,7 @@ class Loop:
         self.progress.moved(self.share, self.steps)
 
     def _evaluate(self) -> None:
+        self.train.settle()
         train = self._quality(self._followed)
         test = self._quality(self._followed_test)
         self.log.write(
@@ -252,7 +253,6 @@ class Loop:
         )
 
     def _look(self) -> None:
-        self.train.settle()
         with self.inner.timing(self.spent, "evaluating"), self.clock.paused():
             health = self._health.read(self.train.table, self.train.steps)
         self._note("health", **asdict(health))
