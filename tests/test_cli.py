@@ -25,6 +25,7 @@ FLAGS = [
     *("--data", *READING, "--model", "--recipe", "--batch-size", "--pool-ratio", "--lr"),
     *("--weight-decay", "--schedule"),
     *("--optimizer", "--norm", "--spend", "--budget", "--seed", "--device", "--out", "--clock"),
+    *("--resume", "--checkpoint-every"),
 ]
 SHORT = ("train", "--budget", "12steps", "--clock", "virtual")
 
@@ -92,7 +93,8 @@ def test_every_flag_reaches_the_run(workplace, capsys):
         "--out": "o",
         "--clock": "virtual",
     }
-    assert list(flags) == [flag for flag in FLAGS if flag not in READING]
+    elsewhere = [*READING, "--resume", "--checkpoint-every"]
+    assert list(flags) == [flag for flag in FLAGS if flag not in elsewhere]
     assert entry.main(["train", *(word for pair in flags.items() for word in pair)]) == 0
     run = read_run(workplace / "o")
     found = run.event("settings")

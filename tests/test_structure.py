@@ -33,7 +33,7 @@ LAYERS = (
     ("sifting",),
     ("loader", "prospect"),
     ("report",),
-    ("budget", "schedule"),
+    ("budget", "schedule", "checkpoint"),
     ("trainer",),
     ("comparison",),
     ("cli",),

@@ -6,9 +6,10 @@ schedules and comparisons repeat exactly, on machines that are busy with other w
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -23,6 +24,14 @@ class AbstractClock(ABC):
     @abstractmethod
     def charge(self, *, trained: int = 0, scored: int = 0) -> None:
         """Notes work that was done; only a virtual clock moves by it."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` needs to go on: plain numbers."""
+
+    @abstractmethod
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from the moment at which another clock of its kind was saved."""
 
     @contextmanager
     def timing(self, into: "Seconds", name: str) -> Iterator[None]:
@@ -65,16 +74,25 @@ class WallClock(AbstractClock):
 
     def __init__(self, synchronise: torch.device | None = None) -> None:
         self._cuda = synchronise if synchronise is not None and synchronise.type == "cuda" else None
+        self._ahead = 0.0
 
     def now(self) -> float:
-        """Seconds of `time.perf_counter`."""
+        """Seconds of `time.perf_counter`, and of the clock that this one goes on from."""
         if self._cuda is not None:
             torch.cuda.synchronize(self._cuda)
-        return time.perf_counter()
+        return time.perf_counter() + self._ahead
 
     def charge(self, *, trained: int = 0, scored: int = 0) -> None:
         """Real time passes by itself."""
         del trained, scored
+
+    def state_dict(self) -> dict[str, Any]:
+        """The present moment."""
+        return {"now": self.now()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The time between the saving and now does not count."""
+        self._ahead = state["now"] - time.perf_counter()
 
 
 class VirtualClock(AbstractClock):
@@ -104,6 +122,14 @@ class VirtualClock(AbstractClock):
         """Moves the clock by the cost of the work."""
         self._now += trained * self._train + scored * self._score
 
+    def state_dict(self) -> dict[str, Any]:
+        """Everything charged so far."""
+        return {"now": self._now}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """As if this clock had been charged it."""
+        self._now = float(state["now"])
+
 
 class PausableClock(AbstractClock):
     """Another clock that can be stopped: evaluation and warm-up then cost no budget.
@@ -127,11 +153,12 @@ class PausableClock(AbstractClock):
     def __init__(self, inner: AbstractClock) -> None:
         self._inner = inner
         self._stopped = 0.0
-        self._frozen: float | None = None
+        self._paused_at: float | None = None
 
     def now(self) -> float:
         """Seconds of the inner clock, without the pauses."""
-        return self._inner.now() - self._stopped if self._frozen is None else self._frozen
+        at = self._inner.now() if self._paused_at is None else self._paused_at
+        return at - self._stopped
 
     def charge(self, *, trained: int = 0, scored: int = 0) -> None:
         """Passed on; what is charged during a pause moves only the inner clock."""
@@ -140,12 +167,24 @@ class PausableClock(AbstractClock):
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Stops the clock for a block, also when the block raises."""
-        if self._frozen is not None:
+        if self._paused_at is not None:
             yield
             return
-        self._frozen = self.now()
+        self._paused_at = self._inner.now()
         try:
             yield
         finally:
-            self._stopped = self._inner.now() - self._frozen
-            self._frozen = None
+            self._stopped += self._inner.now() - self._paused_at
+            self._paused_at = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The inner clock, and how long it was not listened to."""
+        pause = 0.0 if self._paused_at is None else self._inner.now() - self._paused_at
+        return {"inner": self._inner.state_dict(), "stopped": self._stopped + pause}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Sets the inner clock too. A pause goes on."""
+        self._inner.load_state_dict(state["inner"])
+        self._stopped = float(state["stopped"])
+        if self._paused_at is not None:
+            self._paused_at = self._inner.now()

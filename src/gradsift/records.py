@@ -5,7 +5,7 @@ neither prefetching nor a stale score can attach it to another example.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -55,6 +55,20 @@ class Draw:
     size: int
     quarantined: int = 0
 
+    def state_dict(self) -> dict[str, Any]:
+        """Plain tensors and numbers, for `from_state_dict`."""
+        return {
+            "positions": self.positions.clone(),
+            "weights": self.weights.clone(),
+            "size": self.size,
+            "quarantined": self.quarantined,
+        }
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> "Draw":
+        """The draw that was saved."""
+        return cls(state["positions"], state["weights"], state["size"], state["quarantined"])
+
 
 @dataclass(frozen=True, eq=False)
 class ScoreUpdate:
@@ -100,6 +114,17 @@ class Plan:
         if self.draw is None:
             return "off" if self.candidates is None else "pool"
         return "table" if self.size is None else "two-stage"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain tensors and numbers, for `from_state_dict`."""
+        draw = None if self.draw is None else self.draw.state_dict()
+        return {"candidates": self.candidates, "size": self.size, "draw": draw}
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> "Plan":
+        """The plan that was saved."""
+        draw = None if state["draw"] is None else Draw.from_state_dict(state["draw"])
+        return cls(state["candidates"], state["size"], draw)
 
 
 PLAIN = Plan()

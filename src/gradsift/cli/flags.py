@@ -29,6 +29,13 @@ SpendName = Annotated[
 ]
 Seed = Annotated[int, typer.Option(help="Of everything random.")]
 Device = Annotated[str, typer.Option(help="Such as cpu or cuda:0.")]
+Resume = Annotated[
+    bool,
+    typer.Option("--resume", help="Go on with the run in --out, whose own flags it takes."),
+]
+CheckpointEvery = Annotated[
+    str, typer.Option(help="What a crash costs at most: such as 300s, 1ep or 500steps.")
+]
 ClockName = Annotated[str, typer.Option(help="wall, or virtual: a fixed cost per example.")]
 
 

@@ -31,7 +31,8 @@ from gradsift.report import figures
 from gradsift.report.prospects import prospects
 from gradsift.report.summary import plain_json, write_whole
 from gradsift.trainer import Settings
-from gradsift.trainer.run import check_device, load_batches, make_model, require_free
+from gradsift.trainer.keeping import require_free
+from gradsift.trainer.run import check_device, load_batches, make_model
 
 
 def probe_command(

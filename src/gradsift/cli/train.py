@@ -1,23 +1,28 @@
 """``gradsift train``: one run, its measurements and its report."""
 
+import shlex
 import sys
+from collections.abc import Mapping
 from contextlib import ExitStack
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from gradsift.budget import parse_budget
+from gradsift.cli.again import recalled, typed
 from gradsift.cli.flags import (
     BatchSize,
+    CheckpointEvery,
     ClockName,
     Device,
     Lr,
     Model,
     Norm,
     OptimizerName,
+    Resume,
     Seed,
     SpendName,
     WeightDecay,
@@ -26,17 +31,24 @@ from gradsift.cli.flags import (
 from gradsift.cli.reading import Context, Data, Drop, Label, Missing, Task, Unit
 from gradsift.cli.table import table
 from gradsift.cli.watch import Bar, Lines
-from gradsift.clock import AbstractClock
 from gradsift.data.named import ReadOptions, load_problem
-from gradsift.data.problem import Problem
 from gradsift.recipes import recipes
 from gradsift.report.page import FILE, write_page
 from gradsift.report.runs import read_run
 from gradsift.schedule import SCHEDULES
 from gradsift.trainer import Outcome, Settings, run
-from gradsift.trainer.run import require_free
+from gradsift.trainer.keeping import EVERY, Keeping, require_free
 
 RUNS = Path("runs")
+
+READING = ("data", "label", "drop", "missing", "task", "unit", "context")
+"""Flags that say what the data are."""
+
+SETTINGS = (
+    *("model", "recipe", "batch_size", "pool_ratio", "lr", "weight_decay", "schedule"),
+    *("optimizer", "norm", "spend", "seed", "device"),
+)
+"""Flags that are settings of the same name; the budget is one too, and is parsed."""
 
 COMMAND_LINE: ContextVar[str] = ContextVar("command_line", default="gradsift train")
 """What was typed, for the summary."""
@@ -71,47 +83,59 @@ def train(
         Path | None, typer.Option(help="Folder for the results.", show_default="runs/train-N")
     ] = None,
     clock: ClockName = "wall",
+    resume: Resume = False,
+    checkpoint_every: CheckpointEvery = str(EVERY),
 ) -> int:
     """Train a model on a data set, and write a summary, measurements and a report."""
-    settings = Settings(
-        recipe=recipe,
-        model=model,
-        budget=parse_budget(budget),
-        batch_size=batch_size,
-        pool_ratio=pool_ratio,
-        lr=lr,
-        weight_decay=weight_decay,
-        schedule=schedule,
-        optimizer=optimizer,
-        norm=norm,
-        spend=spend,
-        seed=seed,
-        device=device,
+    values = (
+        *(data, label, list(drop or ()), missing, task, unit, context),
+        *(model, recipe, batch_size, pool_ratio, lr, weight_decay, schedule),
+        *(optimizer, norm, spend, seed, device, budget, clock),
     )
-    reading = ReadOptions(label, tuple(drop or ()), missing, task, seed, unit, context)
-    seconds = find_clock(clock)
+    flags = dict(zip((*READING, *SETTINGS, "budget", "clock"), values, strict=True))
+    every = parse_budget(checkpoint_every)
+    if resume:
+        flags = recalled(out, flags, typed(COMMAND_LINE.get()))
     folder = _free_folder() if out is None else out
-    require_free(folder)
-    problem = load_problem(data, reading)
-    outcome = _watched(problem, settings, folder, seconds, COMMAND_LINE.get())
+    outcome = _watched(folder, flags, Keeping(every, resume, flags))
     finished = read_run(folder)
     page = write_page(folder / FILE, [finished])
     typer.echo(table([finished]))
+    if outcome.interrupted:
+        typer.echo(f"\nto go on: gradsift train --resume --out {shlex.quote(str(folder))}")
     typer.echo(f"\nreport: {page}")
     return 130 if outcome.interrupted else 0
 
 
-def _watched(
-    problem: Problem,
-    settings: Settings,
-    folder: Path,
-    clock: AbstractClock | None,
-    command: str,
-) -> Outcome:
+def _watched(folder: Path, flags: Mapping[str, Any], keeping: Keeping) -> Outcome:
+    settings = Settings(
+        **{name: flags[name] for name in SETTINGS}, budget=parse_budget(flags["budget"])
+    )
+    reading = ReadOptions(
+        flags["label"],
+        tuple(flags["drop"]),
+        flags["missing"],
+        flags["task"],
+        flags["seed"],
+        flags["unit"],
+        flags["context"],
+    )
+    clock = find_clock(flags["clock"])
+    if not keeping.resume:
+        require_free(folder)
+    problem = load_problem(flags["data"], reading)
     with ExitStack() as stack:
         on_terminal = sys.stdout.isatty()
         progress = stack.enter_context(Bar(Console())) if on_terminal else Lines()
-        return run(problem, settings, out=folder, clock=clock, progress=progress, command=command)
+        return run(
+            problem,
+            settings,
+            out=folder,
+            clock=clock,
+            progress=progress,
+            command=COMMAND_LINE.get(),
+            keeping=keeping,
+        )
 
 
 def _free_folder() -> Path:

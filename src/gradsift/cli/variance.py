@@ -20,7 +20,7 @@ from gradsift.errors import UsageError
 from gradsift.report.variance import Checkpoint, VarianceFound, write_variance
 from gradsift.report.variance_page import FILE, in_words, write_variance_page
 from gradsift.trainer import Settings
-from gradsift.trainer.run import require_free
+from gradsift.trainer.keeping import require_free
 
 
 class VarianceLines(AbstractSpectator):

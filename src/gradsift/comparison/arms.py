@@ -19,7 +19,7 @@ AGAIN_SEEDS = 2_000_000
 """Added to the seeds of that arm, so that its pairs differ by everything that is random."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,59}", re.ASCII)
-_OF_THE_COMPARISON = ("--seed", "--out")
+_OF_THE_COMPARISON = ("--seed", "--out", "--resume")
 _THE_SAME_FOR_ALL = ("--clock", "--data")
 
 

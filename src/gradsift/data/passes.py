@@ -6,7 +6,7 @@ that asks for more examples gets several batches as one portion; what is cut off
 the next, and a pass that ends is followed by a new one.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from gradsift.nested import concatenate, take
+from gradsift.nested import concatenate, length, take
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +72,11 @@ class Passes:
     Args:
         restart: begins a pass; one that cannot be begun again yields nothing.
 
+    Attributes:
+        steps: how many steps of this epoch were given a portion; counted by whoever asks.
+        carries_over: whether a pass was cut into other portions, so that epochs are no passes.
+        batches_in_pass: how many batches the last whole pass had; None before one ended.
+
     Example:
         >>> import torch
         >>> passes = Passes(lambda: iter([Portion(torch.arange(3)), Portion(torch.arange(3, 5))]))
@@ -85,11 +90,13 @@ class Passes:
         self._current: Iterator[Portion] = iter(())
         self._hand: Portion | None = None
         self._batches = 0
+        self.steps = 0
         self.carries_over = False
         self.batches_in_pass: int | None = None
 
     def begin(self) -> None:
         """Starts an epoch: a fresh pass, unless the last one was cut into other portions."""
+        self.steps = 0
         if not self.carries_over:
             self._hand = None
             self._begin_pass()
@@ -132,6 +139,34 @@ class Passes:
             missing -= len(portion)
         return join(parts) if parts else None
 
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the iteration itself and the data in hand."""
+        return {
+            "hand": None if self._hand is None else self._hand.ids.clone(),
+            "batches": self._batches,
+            "steps": self.steps,
+            "carries_over": self.carries_over,
+            "batches_in_pass": self.batches_in_pass,
+        }
+
+    def load_state_dict(
+        self, state: Mapping[str, Any], current: Iterator[Portion], last: Any = None
+    ) -> None:
+        """Goes on in the middle of a pass.
+
+        Args:
+            state: of other passes over the same source.
+            current: what is left of the pass.
+            last: data of the batch that was taken last; what was in hand is the end of them.
+        """
+        ids = state["hand"]
+        self._hand = None if ids is None else Portion(ids, _end(last, len(ids)))
+        self._current = current
+        self._batches = state["batches"]
+        self.steps = state["steps"]
+        self.carries_over = state["carries_over"]
+        self.batches_in_pass = state["batches_in_pass"]
+
     def _begin_pass(self) -> None:
         self._batches = 0
         self._current = self._restart()
@@ -144,6 +179,12 @@ class Passes:
         if self._batches:
             self.batches_in_pass = self._batches
         return None
+
+
+def _end(data: Any, count: int) -> Any:
+    """The last examples of a batch."""
+    whole = 0 if data is None else length(data)
+    return _cut(data, slice(whole - count, whole), whole)
 
 
 def _cut(data: Any, part: slice, count: int) -> Any:

@@ -7,8 +7,7 @@ batches is a stream: its batches are joined and cut after they have arrived.
 """
 
 from abc import ABC, abstractmethod
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -16,12 +15,11 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Sampler
 from torch.utils.data.distributed import DistributedSampler
 
 from gradsift.data.passes import Passes, Portion
+from gradsift.data.planned import PlannedBatches, Planner, plan_epoch, steps_of, take_what_comes
+from gradsift.data.replay import Repeated
 from gradsift.errors import UsageError
 from gradsift.nested import length
-from gradsift.records import PLAIN, Plan
-
-Planner = Callable[[int], Plan]
-"""What the next step will do, given the nominal batch size."""
+from gradsift.records import Plan
 
 
 class Fetched(NamedTuple):
@@ -54,13 +52,45 @@ class AbstractSource(ABC):
     plain_order: bool
     one_pass: bool
 
-    @abstractmethod
+    def __init__(self) -> None:
+        self._epoch: object | None = None
+        self._resumed = False
+
     def epoch(self, planner: Planner) -> Iterator[Fetched]:
-        """The batches of one epoch; every step's plan is asked for when its ids are needed."""
+        """The batches of one epoch; every step's plan is asked for when its ids are needed.
+
+        After a state was loaded that had been saved within an epoch: what is left of that epoch.
+        """
+        self._epoch = mine = object()
+        try:
+            yield from self._fetched(planner)
+        finally:
+            if self._epoch is mine:
+                self._epoch = None
+
+    @property
+    def underway(self) -> bool:
+        """Whether an epoch has begun and has not ended."""
+        return self._resumed or self._epoch is not None
+
+    @abstractmethod
+    def _fetched(self, planner: Planner) -> Iterator[Fetched]: ...
 
     @abstractmethod
     def __len__(self) -> int:
         """Steps in an epoch; a TypeError where that is unknown."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """The place in the user's order, and what was requested ahead, without any data."""
+
+    @abstractmethod
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes to a place. Data that are needed again are read again.
+
+        Raises:
+            UsageError: for the state of a source of another kind.
+        """
 
 
 def open_source(loader: Any) -> AbstractSource:
@@ -89,66 +119,6 @@ def open_source(loader: Any) -> AbstractSource:
     return MapSource(loader) if by_id else StreamSource(loader)
 
 
-def _run(
-    passes: Passes, planner: Planner, steps: int | None, nominal: int | None
-) -> Iterator[tuple[Plan, Portion, int]]:
-    """One epoch: a pass while every step takes what comes, else as many steps as a pass has."""
-    done = 0
-    while True:
-        known = steps if steps is not None else passes.batches_in_pass
-        if passes.carries_over and known is not None and done >= known:
-            return
-        ahead = passes.peek(restart=passes.carries_over)
-        if ahead is None:
-            return
-        size = nominal if nominal is not None else len(ahead)
-        plan = planner(size)
-        portion = _portion(passes, plan, size)
-        if portion is None:
-            return
-        yield plan, portion, size
-        done += 1
-
-
-def _portion(passes: Passes, plan: Plan, size: int) -> Portion | None:
-    if plan.draw is not None:
-        passes.carries_over = True
-        return Portion(plan.draw.positions)
-    if plan.candidates is not None:
-        return passes.take(plan.candidates)
-    return passes.take(size) if passes.carries_over else passes.next()
-
-
-def _portion_of(ids: Any) -> Portion:
-    return Portion(ids if type(ids) is list else list(map(int, ids)))
-
-
-def _take_what_comes(batch_size: int) -> Plan:
-    del batch_size
-    return PLAIN
-
-
-class _PlannedBatches(Sampler[list[int]]):
-    """A batch sampler that asks for a plan before it gives out ids, and remembers both in order."""
-
-    def __init__(self, batch_sampler: Any, steps: int | None, nominal: int | None) -> None:
-        self.planned: deque[tuple[Plan, Portion, int]] = deque()
-        self.planner: Planner = _take_what_comes
-        self._passes = Passes(lambda: map(_portion_of, iter(batch_sampler)))
-        self._steps = steps
-        self._nominal = nominal
-
-    def __iter__(self) -> Iterator[list[int]]:
-        self._passes.begin()
-        self.planned.clear()
-        return self._ids()
-
-    def _ids(self) -> Iterator[list[int]]:
-        for step in _run(self._passes, self.planner, self._steps, self._nominal):
-            self.planned.append(step)
-            yield step[1].listed
-
-
 class MapSource(AbstractSource):
     """Map-style data behind a DataLoader: examples are fetched by id, by the user's own workers.
 
@@ -158,9 +128,10 @@ class MapSource(AbstractSource):
     """
 
     def __init__(self, loader: DataLoader[Any]) -> None:
+        super().__init__()
         nominal = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
         self._loader = loader
-        self._sampler = _PlannedBatches(loader.batch_sampler, _steps(loader), nominal)
+        self._sampler = PlannedBatches(loader, nominal)
         self._reader: DataLoader[Any] = _twin(loader, self._sampler)
         self.examples = len(loader.dataset)  # pyright: ignore[reportArgumentType]
         self.plain_order = loader.batch_size is not None and isinstance(
@@ -168,18 +139,46 @@ class MapSource(AbstractSource):
         )
         self.one_pass = False
 
-    def epoch(self, planner: Planner) -> Iterator[Fetched]:
+    def _fetched(self, planner: Planner) -> Iterator[Fetched]:
         """Fetches by id. Prefetching workers ask for plans ahead of their steps."""
         self._sampler.planner = planner
         try:
-            for data in self._reader:
+            for data in self._read():
                 plan, portion, size = self._sampler.planned.popleft()
                 yield Fetched(plan, portion, data, size)
         finally:
-            self._sampler.planner = _take_what_comes
+            self._sampler.planner = take_what_comes
+
+    def _read(self) -> Iterator[Any]:
+        """The reader's batches. An epoch that goes on draws no second seed for its workers."""
+        if not self._resumed:
+            return iter(self._reader)
+        self._resumed = False
+        self._reader.generator = torch.Generator()
+        try:
+            return iter(self._reader)
+        finally:
+            self._reader.generator = self._loader.generator
 
     def __len__(self) -> int:
         return len(self._loader)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place in the order of ids, the ids that were requested ahead, and their plans."""
+        generator = self._loader.generator
+        return {
+            **self._sampler.state_dict(underway=self.underway),
+            "underway": self.underway,
+            "generator": None if generator is None else generator.get_state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes to a place."""
+        _check_kind(state, "ahead", self)
+        self._sampler.load_state_dict(state, underway=state["underway"])
+        self._epoch, self._resumed = None, state["underway"]
+        if self._loader.generator is not None and state["generator"] is not None:
+            self._loader.generator.set_state(state["generator"])
 
 
 def _twin(loader: DataLoader[Any], batch_sampler: Sampler[list[int]]) -> DataLoader[Any]:
@@ -204,19 +203,23 @@ class StreamSource(AbstractSource):
     """Any iterable of batches. Ids count the examples in the order in which they arrived."""
 
     def __init__(self, loader: Any) -> None:
+        super().__init__()
         self._loader = loader
         self._nominal: int | None = getattr(loader, "batch_size", None)
         self._arrived = 0
-        self._passes = Passes(lambda: self._portions(iter(loader)))
+        self._order = Repeated(lambda: iter(loader), (loader,))
+        self._passes = Passes(lambda: self._portions(self._order.restart()))
         self.one_pass = hasattr(loader, "__next__")
         self.examples = None
         self.plain_order = False
 
-    def epoch(self, planner: Planner) -> Iterator[Fetched]:
+    def _fetched(self, planner: Planner) -> Iterator[Fetched]:
         """Reads as many batches as each plan asks for."""
-        self._passes.begin()
-        for plan, portion, size in _run(
-            self._passes, planner, None if self.one_pass else _steps(self._loader), self._nominal
+        if not self._resumed:
+            self._passes.begin()
+        self._resumed = False
+        for plan, portion, size in plan_epoch(
+            self._passes, planner, None if self.one_pass else steps_of(self._loader), self._nominal
         ):
             yield Fetched(plan, portion, portion.data, size)
 
@@ -235,9 +238,27 @@ class StreamSource(AbstractSource):
             )
         return len(self._loader)
 
+    def state_dict(self) -> dict[str, Any]:
+        """How many batches of the present pass were read."""
+        return {
+            "order": self._order.state_dict(),
+            "passes": self._passes.state_dict(),
+            "arrived": self._arrived,
+            "underway": self.underway,
+        }
 
-def _steps(loader: Any) -> int | None:
-    try:
-        return len(loader)
-    except TypeError:
-        return None
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Reads as many batches of the pass again, and leaves them out."""
+        _check_kind(state, "arrived", self)
+        rest, last = self._order.load_state_dict(state["order"])
+        self._passes.load_state_dict(state["passes"], self._portions(rest), last)
+        self._arrived = state["arrived"]
+        self._epoch, self._resumed = None, state["underway"]
+
+
+def _check_kind(state: Mapping[str, Any], sign: str, source: AbstractSource) -> None:
+    if sign not in state:
+        raise UsageError(
+            f"the state of another kind of loader received, expected that of a "
+            f"{type(source).__name__}: make the loader as it was when the state was saved"
+        )

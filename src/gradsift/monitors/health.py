@@ -5,7 +5,9 @@ importance sampling is for; they are worth a look where the efficiency is low as
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -150,6 +152,29 @@ class HealthMonitor:
         )
         self._forget()
         return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """The draws so far, and what was added since the last reading."""
+        return {
+            "draws": self.draws.clone(),
+            "counts": [self._batches, self._scored],
+            "sums": [self._effective, self._largest, self._first, self._second],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from another monitor's state.
+
+        Raises:
+            UsageError: for one of another number of examples.
+        """
+        if len(state["draws"]) != len(self.draws):
+            raise UsageError(
+                f"received the draws of {len(state['draws'])} examples, expected those of "
+                f"{len(self.draws)}: load them for the same data"
+            )
+        self.draws.copy_(state["draws"])
+        self._batches, self._scored = state["counts"]
+        self._effective, self._largest, self._first, self._second = state["sums"]
 
     def _forget(self) -> None:
         self._batches = self._scored = 0

@@ -9,11 +9,12 @@ killed leaves a file that can be read.
 
 import json
 import math
+import os
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, Literal
 
-from gradsift.errors import UsageError
+from gradsift.errors import DataError, UsageError
 
 Kind = Literal["train", "eval", "gate", "event"]
 
@@ -72,6 +73,26 @@ class JsonLines(AbstractLog):
         line = json.dumps({key: _finite(value) for key, value in record.items()})
         with self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
+
+    def keep(self) -> int:
+        """Makes sure that all lines are on the disk, and returns how many bytes they are."""
+        with self.path.open("rb") as file:
+            os.fsync(file.fileno())
+            return file.seek(0, os.SEEK_END)
+
+    def cut(self, size: int) -> None:
+        """Takes back every line after so many bytes.
+
+        Raises:
+            DataError: where there are fewer.
+        """
+        found = self.path.stat().st_size
+        if found < size:
+            raise DataError(
+                f"{str(self.path)!r} has {found} bytes, expected at least {size}, as when the run "
+                "was saved: put the file back, or run it anew in another folder"
+            )
+        os.truncate(self.path, size)
 
 
 class SeveralLogs(AbstractLog):

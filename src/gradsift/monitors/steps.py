@@ -1,6 +1,8 @@
 """A thinned record of the steps: every one at first, then ever fewer, about 70 per tenfold."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
+from typing import Any
 
 from gradsift.monitors.log import AbstractLog
 from gradsift.records import StepRecord
@@ -32,6 +34,14 @@ class StepLog:
             return False
         self._next = max(step + 1, int(step * GROWTH))
         return True
+
+    def state_dict(self) -> dict[str, Any]:
+        """The next step that is recorded."""
+        return {"next": self._next}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Records the steps that another log would have recorded."""
+        self._next = int(state["next"])
 
     def write(self, step: int, seconds: float, record: StepRecord) -> None:
         """Records one step."""

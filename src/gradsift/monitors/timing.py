@@ -1,7 +1,9 @@
 """Seconds per step of each source of examples, as medians of blocks of successive steps."""
 
 from collections import deque
+from collections.abc import Mapping
 from statistics import median
+from typing import Any
 
 
 class StepTimes:
@@ -50,6 +52,23 @@ class StepTimes:
         blocks = self._blocks.get(source)
         return median(blocks) if blocks else None
 
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers, from which `load_state_dict` goes on to the bit."""
+        return {
+            "blocks": {source: list(blocks) for source, blocks in self._blocks.items()},
+            "source": self._source,
+            "warm": self._warm,
+            "sum": self._sum,
+            "steps": self._steps,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from another object's state; the latest blocks that this one keeps count."""
+        blocks = state["blocks"].items()
+        self._blocks = {source: deque(kept, maxlen=self._kept) for source, kept in blocks}
+        self._source, self._warm = state["source"], state["warm"]
+        self._sum, self._steps = state["sum"], state["steps"]
+
 
 class Allowance:
     """Says whether finding out may cost more now, so that it stays below a share of all time.
@@ -73,6 +92,14 @@ class Allowance:
     def spend(self, seconds: float) -> None:
         """Notes what finding out has cost."""
         self.spent += seconds
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was spent."""
+        return {"spent": self.spent}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from another allowance."""
+        self.spent = float(state["spent"])
 
     def allows(self, now: float, cost: float = 0.0) -> bool:
         """Whether ``cost`` more seconds stay within the share of ``now``, seconds since the start.

@@ -6,11 +6,10 @@ priced on them. Now and then a batch is looked at more closely: how long does sc
 of the gradient is noise. Every few steps `MeasuredGate` compares progress per second.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict
-from itertools import cycle
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from gradsift.clock import AbstractClock
@@ -18,15 +17,12 @@ from gradsift.data.passes import Portion
 from gradsift.gate import Decision, MeasuredGate, Offer
 from gradsift.monitors.timing import Allowance
 from gradsift.records import PLAIN, Plan, ScoreUpdate, Source
-from gradsift.sampling.draws import Multinomial
-from gradsift.sampling.select import select
 from gradsift.sampling.table import ScoreTable
-from gradsift.scores.gradient_loop import gradient_norms
 from gradsift.sifting.candidates import Candidates, Chooser
 from gradsift.sifting.evidence import Costs, Evidence
 from gradsift.sifting.memory import WINDOW, Memory
 from gradsift.sifting.policy import AbstractPolicy
-from gradsift.sifting.probes import half_gradients, trainable
+from gradsift.sifting.probes import Probes
 from gradsift.sifting.spending import Spending
 
 OBSERVING = 0.6
@@ -34,9 +30,6 @@ OBSERVING = 0.6
 
 WARM_UP = 16
 """Steps before the first probe."""
-
-NORMS = 16
-"""Examples whose exact gradient norms are taken in a probe."""
 
 KEPT = 8
 """One of so many fresh scores is kept for the ratios of pools."""
@@ -74,7 +67,7 @@ class Auto(AbstractPolicy):
         self._gate = gate
         self._observing = Allowance(OBSERVING * gate.allowance)
         self._probing = Allowance((1 - OBSERVING) * gate.allowance)
-        self._probes = cycle((self._probe_noise, self._probe_scoring, self._probe_norms))
+        self._probes = Probes(chooser, self.evidence, memory)
         self._deciding = Costs()
         self._spending = Spending(chooser.setup.spend)
         self._probed = 0.0
@@ -135,7 +128,7 @@ class Auto(AbstractPolicy):
         plain = self.evidence.times.median("off")
         if plain is not None and self._probing.allows(self._now(), cost=plain):
             before = self._clock.now()
-            next(self._probes)(arrived, portion.ids)
+            self._probes.take(arrived, portion.ids, self._steps)
             self._probed = self._clock.now() - before
             self._probing.spend(self._probed)
 
@@ -175,6 +168,41 @@ class Auto(AbstractPolicy):
             "reason": reason,
             "opened_at_step": self._opened_at,
         }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything measured and decided."""
+        return {
+            **super().state_dict(),
+            "memory": None if self.memory is None else self.memory.state_dict(),
+            "evidence": self.evidence.state_dict(),
+            "decision": None if self.decision is None else asdict(self.decision),
+            "observing": self._observing.state_dict(),
+            "probing": self._probing.state_dict(),
+            "probes": self._probes.state_dict(),
+            "deciding": self._deciding.state_dict(),
+            "spending": self._spending.state_dict(),
+            "probed": self._probed,
+            "opened_at": self._opened_at,
+            "steps": [self._steps, self._changed_at, self._write_at],
+            "batch_size": self.batch_size,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on with everything that another one has measured."""
+        super().load_state_dict(state)
+        self._spending.load_state_dict(state["spending"])
+        if self.memory is not None:
+            self.memory.load_state_dict(state["memory"])
+        self.evidence.load_state_dict(state["evidence"])
+        decided = state["decision"]
+        self.decision = decided and Decision(**{**decided, "offer": Offer(**decided["offer"])})
+        self._observing.load_state_dict(state["observing"])
+        self._probing.load_state_dict(state["probing"])
+        self._probes.load_state_dict(state["probes"])
+        self._deciding.load_state_dict(state["deciding"])
+        self._probed, self._opened_at = state["probed"], state["opened_at"]
+        self._steps, self._changed_at, self._write_at = state["steps"]
+        self.batch_size = state["batch_size"]
 
     def __str__(self) -> str:
         summary = self.summary()
@@ -234,37 +262,6 @@ class Auto(AbstractPolicy):
     def _in_force(self) -> tuple[Source, float, int]:
         candidates = 1.0 if self.decision is None else self.decision.offer.candidates
         return self.in_use, candidates, self._spending.size(self.batch_size)
-
-    def _probe_noise(self, batch: Candidates, ids: Tensor) -> None:
-        del ids
-        halves = half_gradients(self._chooser.setup, batch)
-        if halves is not None:
-            self.evidence.noise.add(*halves, batch.count // 2)
-
-    def _probe_scoring(self, batch: Candidates, ids: Tensor) -> None:
-        before = self._clock.now()
-        self._chooser.score(batch, len(ids))
-        self.evidence.scoring.add((self._clock.now() - before) / batch.count)
-        if self.memory is not None:
-            before = self._clock.now()
-            steps = self.memory.rehearse(len(ids))
-            self.evidence.drawing.add((self._clock.now() - before) / steps)
-
-    def _probe_norms(self, batch: Candidates, ids: Tensor) -> None:
-        """Scores beside gradient norms, of a few examples drawn as the table would draw them."""
-        setup, memory = self._chooser.setup, self.memory
-        if memory is None or not memory.complete or not trainable(setup.model):
-            return
-        few = min(NORMS, batch.count)
-        proposal = memory.proposal.distribution
-        generator = torch.Generator().manual_seed(self._steps)
-        drawn = select(memory.table.relative(ids), proposal, Multinomial(), few, generator)
-        part = batch.take(drawn.positions)
-        scores = self._chooser.score(part, few)
-        norms = gradient_norms(
-            setup.model, setup.loss_fn, part.inputs, part.targets, forward=setup.forward
-        )
-        self.evidence.calibration.add(scores, norms, drawn.weights)
 
     def _now(self) -> float:
         return self._clock.now() - self.start

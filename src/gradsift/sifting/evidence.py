@@ -2,8 +2,9 @@
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from statistics import stdev
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,6 +70,15 @@ class Costs:
         """In seconds; zero before the first time."""
         times = sum(times for _, times in self._latest)
         return sum(seconds for seconds, _ in self._latest) / times if times else 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers, from which `load_state_dict` goes on to the bit."""
+        return {"latest": [[seconds, times] for seconds, times in self._latest]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from another object's state."""
+        self._latest.clear()
+        self._latest.extend((seconds, times) for seconds, times in state["latest"])
 
 
 class Evidence:
@@ -139,6 +149,31 @@ class Evidence:
         if self.scoring.known and self._fresh:
             offers.extend(self._scored(offers, batch_size))
         return offers
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain tensors and numbers, from which `load_state_dict` goes on to the bit."""
+        return {
+            "times": self.times.state_dict(),
+            "loading": self.loading.state_dict(),
+            "observing": self.observing.state_dict(),
+            "drawing": self.drawing.state_dict(),
+            "scoring": self.scoring.state_dict(),
+            "noise": self.noise.state_dict(),
+            "calibration": self.calibration.state_dict(),
+            "fresh": list(self._fresh),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from another object's state."""
+        self.times.load_state_dict(state["times"])
+        self.loading.load_state_dict(state["loading"])
+        self.observing.load_state_dict(state["observing"])
+        self.drawing.load_state_dict(state["drawing"])
+        self.scoring.load_state_dict(state["scoring"])
+        self.noise.load_state_dict(state["noise"])
+        self.calibration.load_state_dict(state["calibration"])
+        self._fresh.clear()
+        self._fresh.extend(state["fresh"])
 
     def _plain_seconds(self, in_use: Source) -> float | None:
         """Of a step in the user's own order: as measured, or what the table's own work leaves.

@@ -6,8 +6,10 @@ it; the rest is only looked at.
 
 import logging
 import math
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gradsift.monitors.moments import second_moments
@@ -143,6 +145,32 @@ class Feedback:
         self.notices.append(text)
         _logger.warning(text)
         self._setup.log.write("event", step=self._counts.steps, seconds=self._now(), text=text)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is left once every report was collected, as plain tensors, numbers and words."""
+        kept = None if self._observations is None else self._observations.state_dict()
+        return {
+            "observations": kept,
+            "scores": None if self.scores is None else self.scores.clone(),
+            "notices": list(self.notices),
+            "steps": self._step_log.state_dict(),
+            "start": self._start,
+            "last_reported": self._last_reported,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """Goes on from other feedback; what was said already is not said again.
+
+        Args:
+            state: of other feedback.
+            device: of the model's outputs.
+        """
+        if self._observations is not None:
+            self._observations.load_state_dict(state["observations"], device)
+        self.scores = state["scores"]
+        self.notices[:] = state["notices"]
+        self._step_log.load_state_dict(state["steps"])
+        self._start, self._last_reported = state["start"], state["last_reported"]
 
     def _say_if_silent(self) -> None:
         told = self._observations is not None or self._watch is not None

@@ -5,7 +5,7 @@ chosen, score the candidates and draw. A decision uses what earlier steps told, 
 that it weights.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -19,7 +19,8 @@ from gradsift.sampling.table import ScoreTable
 from gradsift.sifting.candidates import Candidates, Chooser
 from gradsift.sifting.feedback import Feedback
 from gradsift.sifting.policies import choose_policy
-from gradsift.sifting.setup import Counts, Setup, batch_norms
+from gradsift.sifting.saved import FORMAT, check_saved
+from gradsift.sifting.setup import Counts, OpenStep, Setup, batch_norms
 
 
 class SiftedLoader:
@@ -54,6 +55,7 @@ class SiftedLoader:
         self._feedback = Feedback(setup, self._counts, self.policy)
         self._device = torch.device("cpu")
         self._ones = torch.ones(0)
+        self._open: OpenStep | None = None
         self._begun = False
         self._rehearsed = not setup.recipe.scored
 
@@ -110,6 +112,8 @@ class SiftedLoader:
 
     def __iter__(self) -> Iterator[WeightedBatch]:
         self._begin()
+        self._open = None  # the time of a step at which a loop was left says nothing
+        self.settle()
         clock = self._setup.clock
         steps = self._source.epoch(self.policy.plan)
         before = clock.now()
@@ -121,15 +125,98 @@ class SiftedLoader:
             self._feedback.hand_out(batch)
             self._counts.steps += 1
             self._counts.trained += len(batch)
+            self._open = OpenStep(fetched.plan, before, loading)
             try:
                 yield batch
             finally:
                 self._feedback.taken()
-            self._feedback.collect()
-            now = clock.now()
-            self.policy.timed(fetched.plan, now - before, loading)
-            self._feedback.write_news()
-            before = now
+            before = self.settle()
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that `load_state_dict` needs to go on to the bit, within an epoch or between two.
+
+        Call it after the optimiser's step: the batch handed out last counts as trained. Nothing of
+        the run changes by it. It holds counts, the score table, all that was measured and decided,
+        the generators of the draws and of your loader, the place in your loader's order, and what
+        its workers were asked for ahead: ids and weights, while data are read again. Model,
+        optimiser and PyTorch's global random state are yours to save (``docs/resume.md``).
+
+        Returns:
+            Dictionaries and lists of tensors, numbers and strings: ``weights_only`` reads them.
+
+        Raises:
+            UsageError: for a batch sampler without a generator and a length.
+
+        Example:
+            >>> import torch, gradsift
+            >>> data = torch.utils.data.TensorDataset(torch.randn(64, 5), torch.randint(3, (64,)))
+            >>> model, loss_fn = torch.nn.Linear(5, 3), torch.nn.CrossEntropyLoss(reduction="none")
+            >>> def sifted():
+            ...     loader = torch.utils.data.DataLoader(data, batch_size=16, shuffle=True)
+            ...     return gradsift.sift(loader, model, loss_fn, recipe="pool")
+            >>> train, again = sifted(), sifted()
+            >>> batches = iter(train)
+            >>> loss = next(batches).loss(model(data.tensors[0][:16]))
+            >>> again.load_state_dict(train.state_dict())
+            >>> [torch.equal(a.indices, b.indices) for a, b in zip(batches, again)]
+            [True, True, True]
+        """
+        self.settle()
+        return {
+            "format": FORMAT,
+            "made_for": self._made_for(),
+            "begun": self._begun,
+            "rehearsed": self._rehearsed,
+            "counts": self._counts.state_dict(),
+            "seconds": dict(self.seconds.spent),
+            "clock": self._setup.clock.state_dict(),
+            "generator": self._chooser.generator.get_state(),
+            "source": self._source.state_dict(),
+            "policy": self.policy.state_dict(),
+            "feedback": self._feedback.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on where another sifted loader was, which was made by the same calls.
+
+        If the state was saved within an epoch, the first ``for`` loop gives what was left of it,
+        which may be nothing. Load before you set PyTorch's global random state.
+
+        Args:
+            state: of `state_dict`, from any device.
+
+        Raises:
+            UsageError: for anything else, or the state of another recipe, data set, batch size or
+                rank.
+        """
+        check_saved(state, self._made_for())
+        self._open = None
+        self._begun, self._rehearsed = state["begun"], state["rehearsed"]
+        self._device = self._setup.device or _device_of(self._setup.model)
+        self._source.load_state_dict(state["source"])
+        self.policy.load_state_dict(state["policy"])
+        self._feedback.load_state_dict(state["feedback"], self._device)
+        self._chooser.generator.set_state(state["generator"])
+        self._setup.clock.load_state_dict(state["clock"])
+        self.seconds.spent.update(state["seconds"])
+        self._counts.load_state_dict(state["counts"])
+
+    def _made_for(self) -> dict[str, Any]:
+        rank = _rank() if self._setup.rank is None else self._setup.rank
+        return {"recipe": self.recipe.name, "examples": self._source.examples, "rank": rank}
+
+    def settle(self) -> float:
+        """Learns now from the step that is over, which the next step would do; returns the time.
+
+        Call it between steps to look at a table that knows all of them. No batch changes by it.
+        """
+        self._feedback.collect()
+        now = self._setup.clock.now()
+        if self._open is not None:
+            self.policy.timed(self._open.plan, now - self._open.before, self._open.loading)
+            self._open = None
+        self._feedback.write_news()
+        return now
 
     def _begin(self) -> None:
         if self._begun:

@@ -5,6 +5,9 @@ on the past alone; then their own scores replace those, in force at the next dra
 a window of steps at a time: step by step the work would slow small models down.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -121,6 +124,36 @@ class Memory:
     def _window(self, size: int, generator: torch.Generator) -> list[Draw]:
         steps = max(1, min(WINDOW, self.table.size // size))
         return deal(self.table.draw(steps * size, generator), steps, generator)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain tensors and numbers, from which `load_state_dict` goes on to the bit."""
+        labels = self._labels
+        return {
+            "table": self.table.state_dict(),
+            "prices": self.prices.state_dict(),
+            "proposal": [self.proposal.exponent, self.proposal.uniform],
+            "labels": None if labels is None else torch.from_numpy(labels.copy()),
+            "passed": self._passed,
+            "dealt": [draw.state_dict() for draw in self._dealt],
+            "until_refresh": self._until_refresh,
+            "means": list(self._means),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from another memory.
+
+        Raises:
+            UsageError: for one of other data or another recipe.
+        """
+        self.table.load_state_dict(state["table"])
+        self.prices.load_state_dict(state["prices"])
+        self.proposal = Proposal(*state["proposal"])
+        labels = state["labels"]
+        self._labels = None if labels is None else labels.numpy().copy()
+        self._passed = state["passed"]
+        self._dealt = [Draw.from_state_dict(draw) for draw in state["dealt"]]
+        self._until_refresh = state["until_refresh"]
+        self._means = list(state["means"])
 
     @property
     def price(self) -> Estimate | None:

@@ -3,12 +3,14 @@
 A score is a dozen small operations, which take hardly longer for a thousand examples than for 64.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from gradsift.nested import move
 from gradsift.records import LossFunction, ScoreUpdate, WeightedBatch
 from gradsift.scores.base import AbstractOutputScore
 
@@ -94,6 +96,19 @@ class Observations:
     def score(self, outputs: Any, targets: Any) -> Tensor:
         """The scores of one step."""
         return self._score.of_outputs(self._loss_fn, outputs, targets)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The outputs that wait, as plain tensors and numbers."""
+        return {"kept": [asdict(one) for one in self._kept]}
+
+    def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """Goes on with the outputs that waited elsewhere.
+
+        Args:
+            state: of other observations.
+            device: of the outputs to come.
+        """
+        self._kept = [_Kept(**move(one, device)) for one in state["kept"]]
 
     def _at_once(self, batch: WeightedBatch, outputs: Any, version: int) -> Scored:
         return scored(batch, self.score(outputs, batch.targets), version)

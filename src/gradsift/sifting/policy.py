@@ -6,6 +6,8 @@ give away for nothing, one step late.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -92,6 +94,18 @@ class AbstractPolicy(ABC):
         """``state``, ``reason`` and ``opened_at_step``; None where nothing is switched."""
         return None
 
+    def state_dict(self) -> dict[str, Any]:
+        """What was learnt, as plain tensors and numbers; decisions are written down before."""
+        return {"start": self.start, "lr_factor": self.lr_factor}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from another policy of the same recipe, to the bit.
+
+        Raises:
+            UsageError: for a state that does not fit the recipe or the data.
+        """
+        self.start, self.lr_factor = state["start"], state["lr_factor"]
+
 
 class Unscored(AbstractPolicy):
     """The user's own order, or independent uniform ids: no score is asked for."""
@@ -167,6 +181,15 @@ class SwitchedPool(AbstractPolicy):
         """Scores the batch where its training step cannot."""
         del portion
         return None if self._free else self._chooser.score(arrived, batch_size)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the gate has seen."""
+        return {**super().state_dict(), "gate": asdict(self.state)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on with what another gate has seen."""
+        super().load_state_dict(state)
+        self.state = GateState(**state["gate"])
 
     def see(self, scores: Tensor, step: int) -> None:
         """Lets the gate decide anew."""

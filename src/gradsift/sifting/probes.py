@@ -3,15 +3,87 @@
 They leave no trace in the model, in any gradient or in any random state.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from gradsift.sampling.draws import Multinomial
+from gradsift.sampling.select import select
 from gradsift.scores.base import losses_of
+from gradsift.scores.gradient_loop import gradient_norms
 from gradsift.scores.untouched import untouched
-from gradsift.sifting.candidates import Candidates
+from gradsift.sifting.candidates import Candidates, Chooser
+from gradsift.sifting.evidence import Evidence
+from gradsift.sifting.memory import Memory
 from gradsift.sifting.setup import Setup
+
+NORMS = 16
+"""Examples whose exact gradient norms are taken in a probe."""
+
+
+class Probes:
+    """Measurements in turn: noise, seconds to score and to draw, scores beside gradient norms.
+
+    Args:
+        chooser: scores the batch.
+        evidence: takes what was measured.
+        memory: the table, or None.
+    """
+
+    def __init__(self, chooser: Chooser, evidence: Evidence, memory: Memory | None) -> None:
+        self._chooser = chooser
+        self._clock = chooser.setup.clock
+        self._evidence = evidence
+        self._memory = memory
+        self._kinds = (self._noise, self._scoring, self._norms)
+        self._next = 0
+
+    def take(self, batch: Candidates, ids: Tensor, step: int) -> None:
+        """The next measurement, on a batch of the user's own order."""
+        kind, self._next = self._kinds[self._next], (self._next + 1) % len(self._kinds)
+        kind(batch, ids, step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Whose turn it is."""
+        return {"next": self._next}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on with the same turn."""
+        self._next = int(state["next"])
+
+    def _noise(self, batch: Candidates, ids: Tensor, step: int) -> None:
+        del ids, step
+        halves = half_gradients(self._chooser.setup, batch)
+        if halves is not None:
+            self._evidence.noise.add(*halves, batch.count // 2)
+
+    def _scoring(self, batch: Candidates, ids: Tensor, step: int) -> None:
+        del step
+        before = self._clock.now()
+        self._chooser.score(batch, len(ids))
+        self._evidence.scoring.add((self._clock.now() - before) / batch.count)
+        if self._memory is not None:
+            before = self._clock.now()
+            steps = self._memory.rehearse(len(ids))
+            self._evidence.drawing.add((self._clock.now() - before) / steps)
+
+    def _norms(self, batch: Candidates, ids: Tensor, step: int) -> None:
+        """Scores beside gradient norms, of a few examples drawn as the table would draw them."""
+        setup, memory = self._chooser.setup, self._memory
+        if memory is None or not memory.complete or not trainable(setup.model):
+            return
+        few = min(NORMS, batch.count)
+        proposal = memory.proposal.distribution
+        generator = torch.Generator().manual_seed(step)
+        drawn = select(memory.table.relative(ids), proposal, Multinomial(), few, generator)
+        part = batch.take(drawn.positions)
+        scores = self._chooser.score(part, few)
+        norms = gradient_norms(
+            setup.model, setup.loss_fn, part.inputs, part.targets, forward=setup.forward
+        )
+        self._evidence.calibration.add(scores, norms, drawn.weights)
 
 
 def half_gradients(setup: Setup, batch: Candidates) -> tuple[list[Tensor], list[Tensor]] | None:

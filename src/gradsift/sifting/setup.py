@@ -1,6 +1,7 @@
 """What a sifted loader works on, and what it counts."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from gradsift.clock import AbstractClock
 from gradsift.data.split import Split
 from gradsift.monitors.log import AbstractLog
 from gradsift.recipes.recipe import Recipe
-from gradsift.records import LossFunction, Spend
+from gradsift.records import LossFunction, Plan, Spend
 from gradsift.scores.base import Forward
 
 
@@ -71,3 +72,34 @@ class Counts:
     trained: int = 0
     scored: int = 0
     quarantined: int = 0
+
+    def state_dict(self) -> dict[str, int]:
+        """All of them by name."""
+        return asdict(self)
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Goes on counting.
+
+        Example:
+            >>> counts = Counts()
+            >>> counts.load_state_dict(Counts(steps=3, trained=48).state_dict())
+            >>> counts.steps, counts.trained
+            (3, 48)
+        """
+        self.steps, self.trained = state["steps"], state["trained"]
+        self.scored, self.quarantined = state["scored"], state["quarantined"]
+
+
+@dataclass(frozen=True)
+class OpenStep:
+    """A step whose batch was handed out, and whose time nobody has learnt yet.
+
+    Attributes:
+        plan: of the step.
+        before: when it began, by the clock.
+        loading: seconds of it that were spent on loading.
+    """
+
+    plan: Plan
+    before: float
+    loading: float

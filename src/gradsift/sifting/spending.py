@@ -1,5 +1,6 @@
 """What the table's gain is spent on, decided together with the source and kept as long."""
 
+from collections.abc import Mapping
 from typing import Any, get_args
 
 from gradsift.errors import UsageError
@@ -99,6 +100,31 @@ class Spending:
             sizes = [max(1, part * batch_size // EIGHTHS) for part in range(1, EIGHTHS + 1)]
             allowed = [size for size in sizes if size >= self._smallest]
             self._size = allowed_batch(exact, allowed)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers, from which `load_state_dict` goes on."""
+        return {
+            "spend": self._spend,
+            "lr_factor": self.lr_factor,
+            "size": self._size,
+            "smallest": self._smallest,
+            "times": self._times.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from another object's state.
+
+        Raises:
+            UsageError: where that one spent on something else.
+        """
+        if state["spend"] != self._spend:
+            raise UsageError(
+                f"the state of a loader with spend {state['spend']!r} received, expected "
+                f"{self._spend!r}: sift the loader as it was when the state was saved"
+            )
+        self.lr_factor = state["lr_factor"]
+        self._size, self._smallest = state["size"], state["smallest"]
+        self._times.load_state_dict(state["times"])
 
     def _give_up_what_is_no_faster(self, batch_size: int) -> None:
         size = self.size(batch_size)

@@ -1,5 +1,6 @@
 """A fixed mixture out of the score table, after one pass in the user's own order."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -58,6 +59,23 @@ class Tabled(AbstractPolicy):
         del plan, seconds, loading
         self._steps += 1
         self.memory.passed(self._batch_size)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The memory, and where the first pass is."""
+        return {
+            **super().state_dict(),
+            "memory": self.memory.state_dict(),
+            "batch_size": self._batch_size,
+            "steps": self._steps,
+            "opened_at": self._opened_at,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from another table."""
+        super().load_state_dict(state)
+        self.memory.load_state_dict(state["memory"])
+        self._batch_size, self._steps = state["batch_size"], state["steps"]
+        self._opened_at = state["opened_at"]
 
     def summary(self) -> dict[str, Any]:
         """On since the first draw, and what the draws were measured to give."""

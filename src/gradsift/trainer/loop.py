@@ -1,6 +1,7 @@
 """The loop itself: step, schedule, evaluation, and what is written down about them."""
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import chain, repeat
 from typing import Any
@@ -55,6 +56,7 @@ class Loop:
         log: of measurements.
         progress: who watches.
         interruption: notes Ctrl-C.
+        keep: is told about every step, to save it where that is due.
         spent: seconds of training and evaluating.
         steps: updates so far.
     """
@@ -71,11 +73,13 @@ class Loop:
     log: AbstractLog
     progress: AbstractProgress
     interruption: Interruption
+    keep: Callable[["Loop"], None]
     spent: Seconds = field(default_factory=Seconds)
     steps: int = 0
 
     def __post_init__(self) -> None:
         self._start = self.clock.now()
+        self._due = 1 / EVALUATIONS
         self._followed = subsample(self.problem.train, SUBSAMPLE, self.settings.seed)
         self._followed_test = subsample(self.problem.test, TEST_SUBSAMPLE, self.settings.seed)
         self._health = HealthMonitor(count_examples(self.problem.train))
@@ -97,7 +101,9 @@ class Loop:
         Raises:
             TrainingError: when the loss is not finite; it is noted in the log first.
         """
-        self._note("settings", **self.settings.listed(), **self._sizes())
+        self.keep(self)
+        if not self.steps:
+            self._note("settings", **self.settings.listed(), **self._sizes())
         try:
             self._train_all()
         except TrainingError as error:
@@ -107,6 +113,28 @@ class Loop:
             self._note("interrupted", share=self.share)
         if self.train.scores is not None:
             self._note("scores", **asdict(histogram(self.train.scores)))
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that `load_state_dict` needs to go on after the last step."""
+        return {
+            "model": dict(self.model.state_dict()),
+            "optimizer": self.optimizer.state_dict(),
+            "train": self.train.state_dict(),
+            "health": self._health.state_dict(),
+            "spent": dict(self.spent.spent),
+            "steps": self.steps,
+            "start": self._start,
+            "due": self._due,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on where another loop of the same settings and data was; sets its clocks too."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.train.load_state_dict(state["train"])
+        self._health.load_state_dict(state["health"])
+        self.spent.spent.update(state["spent"])
+        self.steps, self._start, self._due = state["steps"], state["start"], state["due"]
 
     def summarise(self, command: str) -> Summary:
         """Evaluates on everything and sums the run up.
@@ -163,15 +191,17 @@ class Loop:
 
     def _train_all(self) -> None:
         batches = chain.from_iterable(repeat(self.train))
-        self._evaluate()
-        with self.clock.paused():
-            self._step(next(batches))
-        due = 1 / EVALUATIONS
+        if not self.steps:
+            self._evaluate()
+            with self.clock.paused():
+                self._step(next(batches))
         while (share := self.share) < 1 and not self.interruption.requested:
-            if share >= due:
+            self.keep(self)
+            if share >= self._due:
                 self._evaluate()
-                due = (math.floor(share * EVALUATIONS) + 1) / EVALUATIONS
+                self._due = (math.floor(share * EVALUATIONS) + 1) / EVALUATIONS
             self._step(next(batches))
+        self.keep(self)
         self._evaluate()
 
     def _step(self, batch: WeightedBatch) -> None:
@@ -198,6 +228,7 @@ class Loop:
         self.progress.moved(self.share, self.steps)
 
     def _evaluate(self) -> None:
+        self.train.settle()
         train = self._quality(self._followed)
         test = self._quality(self._followed_test)
         self.log.write(

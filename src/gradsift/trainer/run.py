@@ -19,13 +19,15 @@ from gradsift.data.problem import Problem
 from gradsift.errors import UsageError
 from gradsift.loader import sift
 from gradsift.models import build_model
-from gradsift.monitors.log import AbstractLog, JsonLines, SeveralLogs
+from gradsift.monitors.log import AbstractLog, SeveralLogs
 from gradsift.report.picks import write_picks
 from gradsift.report.summary import Summary, write_summary
 from gradsift.schedule import find_schedule
+from gradsift.scores.untouched import random_states
 from gradsift.sifting.spending import choose_spend
 from gradsift.trainer.evaluation import count_examples
 from gradsift.trainer.interruption import Interruption
+from gradsift.trainer.keeping import Keeper, Keeping
 from gradsift.trainer.loop import Loop
 from gradsift.trainer.progress import AbstractProgress, Silent
 from gradsift.trainer.settings import Settings, check_device
@@ -55,24 +57,31 @@ def run(
     progress: AbstractProgress | None = None,
     log: AbstractLog | None = None,
     command: str = "",
+    keeping: Keeping | None = None,
 ) -> Outcome:
-    """Trains a fresh model on a problem until the budget is spent.
+    """Trains a fresh model on a problem until the budget is spent, or goes on with one that was.
 
-    PyTorch's global random state is seeded for the run and restored after it. The first Ctrl-C
-    ends the run after its step, with everything written; the second stops it at once.
+    PyTorch's global random state is seeded for the run; those of PyTorch, NumPy and Python are
+    restored after it. The first Ctrl-C ends the run after its step, with everything written; the
+    second stops it at once.
 
     Args:
         problem: what to learn.
         settings: how.
-        out: folder for ``summary.json`` and ``metrics.jsonl``, which must be empty or not exist;
-            None keeps nothing.
+        out: folder for ``summary.json`` and ``metrics.jsonl``, which must be empty or not exist,
+            unless the run in it is resumed; None keeps nothing.
         clock: where seconds come from; None reads real ones.
         progress: is told about every step and evaluation.
         log: one more place for measurements, beside ``out``.
-        command: kept in the summary.
+        command: kept in the summary; that of a run that is resumed stays.
+        keeping: how often the run is saved in ``out``, and whether it goes on from there. Under
+            a virtual clock, or a budget in steps or epochs without a gate, every later number is
+            the same to the bit as without the break.
 
     Raises:
-        UsageError: when settings and problem do not fit, before anything is written.
+        UsageError: when settings and problem do not fit, or are not those of the run that is to
+            be resumed, before anything is written.
+        DataError: for a checkpoint that cannot be read.
         TrainingError: when the loss is not finite; measurements up to there stay in ``out``.
 
     Example:
@@ -84,32 +93,31 @@ def run(
     """
     device = check_device(settings.device)
     cards = range(torch.cuda.device_count()) if device.type == "cuda" else ()
-    with torch.random.fork_rng(devices=cards), Interruption() as interruption:
+    with random_states(list(cards)), Interruption() as interruption:
         torch.manual_seed(settings.seed)
-        loop = _prepare(problem, settings, device, out, clock, progress, log, interruption)
+        kept = None
+        if out is not None:
+            kept = Keeper(out, keeping or Keeping(), settings, problem, command)
+        loop = _prepare(problem, settings, device, kept, clock, progress, log, interruption)
+        if kept is not None:
+            kept.restore(loop)
         loop.train_all()
         if out is not None:
             write_picks(out, loop.pick())
             loop.compare_scores()
-        summary = loop.summarise(command)
+        summary = loop.summarise(command if kept is None else kept.command)
         if out is not None:
             write_summary(out, summary)
+        if kept is not None and not interruption.requested:
+            kept.end()
     return Outcome(summary, loop.model, interruption.requested)
-
-
-def require_free(out: Path) -> None:
-    """Raises a `UsageError` unless a folder is empty or does not exist yet."""
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"{str(out)!r} is a file: name a folder for the results")
-    if out.is_dir() and any(out.iterdir()):
-        raise UsageError(f"folder {str(out)!r} is not empty: name another one for the results")
 
 
 def _prepare(
     problem: Problem,
     settings: Settings,
     device: torch.device,
-    out: Path | None,
+    keeper: Keeper | None,
     clock: AbstractClock | None,
     progress: AbstractProgress | None,
     log: AbstractLog | None,
@@ -120,9 +128,7 @@ def _prepare(
     model = make_model(problem, settings).to(device)
     inner = WallClock(device) if clock is None else clock
     paused = PausableClock(inner)
-    if out is not None:
-        require_free(out)
-    logs = [*([] if out is None else [JsonLines(out)]), *([] if log is None else [log])]
+    logs = [*([] if keeper is None else [keeper.open_log()]), *([] if log is None else [log])]
     together = SeveralLogs(*logs)
     train = sift(
         loader,
@@ -148,7 +154,13 @@ def _prepare(
         log=together,
         progress=Silent() if progress is None else progress,
         interruption=interruption,
+        keep=_nowhere if keeper is None else keeper.keep,
     )
+
+
+def _nowhere(loop: Loop) -> None:
+    """Where a run without a folder is saved."""
+    del loop
 
 
 def make_model(problem: Problem, settings: Settings) -> nn.Module:
