@@ -18,7 +18,9 @@ from gradsift.scores.base import AbstractOutputScore
 from gradsift.sifting.mailbox import Mailbox, Reported
 from gradsift.sifting.observations import Observations, Scored
 from gradsift.sifting.policy import AbstractPolicy
+from gradsift.sifting.ranks import AbstractRanks, Alone
 from gradsift.sifting.setup import Counts, Setup
+from gradsift.sifting.versions import Versions
 
 _logger = logging.getLogger("gradsift")
 
@@ -29,6 +31,7 @@ class Feedback:
     Attributes:
         scores: the scores seen last, of a pool or of a trained batch; None before.
         notices: what was said once about this run.
+        versions: updates that the parameters have taken.
     """
 
     def __init__(self, setup: Setup, counts: Counts, policy: AbstractPolicy) -> None:
@@ -46,9 +49,13 @@ class Feedback:
         if isinstance(score, AbstractOutputScore):
             self._observations = Observations(score, setup.loss_fn, policy.window)
         self._last_reported = -1
+        self._ranks: AbstractRanks = Alone()
+        self._untold: list[Scored] = []
+        self.versions = Versions(setup.model)
 
-    def begin(self) -> None:
-        """Starts the seconds of the log."""
+    def begin(self, ranks: AbstractRanks) -> None:
+        """Starts the seconds of the log, in these processes."""
+        self._ranks = ranks
         self._start = self._setup.clock.now()
 
     def hand_out(self) -> None:
@@ -60,16 +67,17 @@ class Feedback:
         if self._last_reported == self._counts.steps:
             return
         self._last_reported = self._counts.steps
+        version = self.versions.read()
         scores: Tensor | None = None
         found: list[Scored] = []
         if self._observations is not None:
             if self._policy.wants_scores(drawn=batch.drawn):
                 before = self._setup.clock.now()
-                found = self._observations.add(batch, outputs, self._counts.steps)
+                found = self._observations.add(batch, outputs, version)
                 self._policy.observed(self._setup.clock.now() - before, drawn=batch.drawn)
             if self._record_due and batch.drawn and self._setup.recipe.scored:
                 scores = self._observations.score(outputs, batch.targets)
-        if found or self._record_due or losses.device.type != "cpu":
+        if found or self._record_due or batch.several or losses.device.type != "cpu":
             self._mailbox.post(Reported(batch, losses.detach(), scores, tuple(found)))
 
     def collect(self) -> None:
@@ -80,14 +88,14 @@ class Feedback:
                 look without waiting for its device.
         """
         for report in self._mailbox.collect():
-            if report.batch.weights.device.type != "cpu":
+            if report.batch.several or report.batch.weights.device.type != "cpu":
                 report.batch.check_finite(report.losses)
             for found in report.scored:
                 self.look(found.update.score)
-                weights = found.weights.cpu().double()
-                self._policy.learn(found.update, weights, drawn=found.drawn)
+                self._untold.append(found)
             if self._record_due:
                 self._write_step(report)
+        self._tell()
         self._say_if_silent()
 
     def look(self, scores: Tensor) -> None:
@@ -106,6 +114,8 @@ class Feedback:
     def see(self, scores: Tensor) -> None:
         """Looks at the fresh scores of a pool, and lets the policy learn from them."""
         self.look(scores)
+        if self._policy.learns:
+            scores = self._ranks.gather_scores(scores)
         self._policy.see(scores, self._counts.steps)
 
     def write_news(self) -> None:
@@ -121,6 +131,15 @@ class Feedback:
         self.notices.append(text)
         _logger.warning(text)
         self._setup.log.write("event", step=self._counts.steps, seconds=self._now(), text=text)
+
+    def _tell(self) -> None:
+        """Several processes tell each other what they found once in a window of steps."""
+        alone = self._ranks.size == 1
+        if not (alone or (self._policy.learns and self._counts.steps % self._policy.window == 0)):
+            return
+        untold, self._untold = self._untold, []
+        for found in self._ranks.gather(untold):
+            self._policy.learn(found.update, found.weights.cpu().double(), drawn=found.drawn)
 
     def _say_if_silent(self) -> None:
         waits = self._policy.learns and self._observations is not None

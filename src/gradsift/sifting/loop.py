@@ -6,6 +6,7 @@ that it weights.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,7 +20,9 @@ from gradsift.sampling.table import ScoreTable
 from gradsift.sifting.candidates import Candidates, Chooser
 from gradsift.sifting.feedback import Feedback
 from gradsift.sifting.policies import choose_policy
+from gradsift.sifting.ranks import AbstractRanks, Alone, EpochOverError, TogetherError
 from gradsift.sifting.setup import Counts, Setup, batch_norms
+from gradsift.sifting.together import find_ranks
 
 
 class SiftedLoader:
@@ -53,6 +56,7 @@ class SiftedLoader:
         self.policy = choose_policy(setup, self._source, self._chooser)
         self._feedback = Feedback(setup, self._counts, self.policy)
         self._device = torch.device("cpu")
+        self._ranks: AbstractRanks = Alone()
         self._begun = False
         self._rehearsed = not setup.recipe.scored
 
@@ -60,6 +64,11 @@ class SiftedLoader:
     def steps(self) -> int:
         """Batches handed out so far."""
         return self._counts.steps
+
+    @property
+    def updates(self) -> int:
+        """Updates that the parameters have taken, as their version counters tell; at least 1."""
+        return max(1, self._feedback.versions.count)
 
     @property
     def examples_trained(self) -> int:
@@ -112,20 +121,52 @@ class SiftedLoader:
         clock = self._setup.clock
         steps = self._source.epoch(self.policy.plan)
         before = clock.now()
-        while (fetched := next(steps, None)) is not None:
-            data = move(fetched.data, self._device, non_blocking=True)
-            loading = clock.now() - before
-            self.seconds.add("loading", loading)
-            batch = self._prepare(fetched, data)
+        while (arrived := self._arrive(steps, before)) is not None:
+            fetched, batch, loading = arrived
             self._feedback.hand_out()
             self._counts.steps += 1
             self._counts.trained += len(batch)
             yield batch
-            self._feedback.collect()
-            now = clock.now()
-            self.policy.timed(fetched.plan, now - before, loading)
-            self._feedback.write_news()
+            with self._told():
+                self._feedback.collect()
+                now = clock.now()
+                self.policy.timed(fetched.plan, now - before, loading)
+                self._feedback.write_news()
             before = now
+
+    def _arrive(
+        self, steps: Iterator[Fetched], before: float
+    ) -> tuple[Fetched, WeightedBatch, float] | None:
+        """Fetches and prepares a batch; None when the epoch ends, here or in another process."""
+        with self._told():
+            fetched = next(steps, None)
+            if fetched is None:
+                self._ranks.agree(None, wish=False)
+                return None
+            data = move(fetched.data, self._device, non_blocking=True)
+            loading = self._setup.clock.now() - before
+            self.seconds.add("loading", loading)
+            try:
+                batch = self._prepare(fetched, data)
+                sizes = self._ranks.agree(batch.size, wish=self.policy.wishes)
+            except EpochOverError:
+                return None
+            return fetched, batch.among(sizes), loading
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """What goes wrong here, other processes are told, unless it came from them."""
+        try:
+            yield
+        except TogetherError:
+            raise
+        except Exception as error:
+            self._ranks.fail(error)
+            raise
+
+    def _description(self) -> str:
+        recipe, examples = self._setup.recipe, self._source.examples
+        return f"{examples} examples by recipe {recipe.name!r} with seed {self._setup.seed}"
 
     def _begin(self) -> None:
         if self._begun:
@@ -133,10 +174,12 @@ class SiftedLoader:
         self._begun = True
         setup = self._setup
         self._device = setup.device or _device_of(setup.model)
-        rank = _rank() if setup.rank is None else setup.rank
-        self._chooser.generator.manual_seed((setup.seed * 1_000_003 + rank) % 2**63)
-        self._feedback.begin()
-        self.policy.begin(setup.clock.now())
+        ranks = self._ranks = find_ranks(
+            setup.rank, setup.world_size, self._description(), scored=setup.recipe.scored
+        )
+        self._chooser.generator.manual_seed((setup.seed * 1_000_003 + ranks.rank) % 2**63)
+        self._feedback.begin(ranks)
+        self.policy.begin(setup.clock.now(), ranks)
         if setup.recipe.biased:
             self._feedback.notice(
                 f"recipe {setup.recipe.name!r} is biased on purpose: its weighted mean is not "
@@ -200,8 +243,3 @@ def _device_of(model: Any) -> torch.device:
         for parameter in model.parameters():
             return parameter.device
     return torch.device("cpu")
-
-
-def _rank() -> int:
-    ready = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.distributed.get_rank() if ready else 0

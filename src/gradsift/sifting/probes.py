@@ -12,6 +12,7 @@ from gradsift.scores.base import losses_of
 from gradsift.scores.untouched import untouched
 from gradsift.sifting.candidates import Candidates
 from gradsift.sifting.setup import Setup
+from gradsift.sifting.wrapped import eagerly, sharded
 
 
 def half_gradients(setup: Setup, batch: Candidates) -> tuple[list[Tensor], list[Tensor]] | None:
@@ -28,7 +29,7 @@ def half_gradients(setup: Setup, batch: Candidates) -> tuple[list[Tensor], list[
     if not parameters or batch.count < 2:
         return None
     half = batch.count // 2
-    with untouched(setup.model), torch.enable_grad():
+    with untouched(setup.model), eagerly(), torch.enable_grad():
         first, second = (
             _mean_gradient(setup, batch.take(torch.arange(start, start + half)), parameters)
             for start in (0, half)
@@ -37,8 +38,11 @@ def half_gradients(setup: Setup, batch: Candidates) -> tuple[list[Tensor], list[
 
 
 def trainable(model: Any) -> list[nn.Parameter]:
-    """The parameters that learn; none of a callable that is no module."""
-    values = model.parameters() if isinstance(model, nn.Module) else ()
+    """The parameters that learn and are whole; none of a callable that is no module.
+
+    Of parameters that processes hold parts of, a gradient is more than autograd returns.
+    """
+    values = model.parameters() if isinstance(model, nn.Module) and not sharded(model) else ()
     return [value for value in values if value.requires_grad]
 
 

@@ -28,6 +28,7 @@ class Setup:
         spend: what lower variance is spent on.
         seed: of the draws.
         rank: of this process among data-parallel ones; None asks `torch.distributed`.
+        world_size: how many there are; likewise.
         clock: where seconds come from.
         log: where measurements go.
     """
@@ -41,6 +42,7 @@ class Setup:
     spend: Spend
     seed: int
     rank: int | None
+    world_size: int | None
     clock: AbstractClock
     log: AbstractLog
 

@@ -9,6 +9,7 @@ from gradsift.records import Plan, ScoreUpdate
 from gradsift.sampling.table import ScoreTable
 from gradsift.sifting.memory import WINDOW, Memory
 from gradsift.sifting.policy import AbstractPolicy
+from gradsift.sifting.ranks import AbstractRanks
 
 
 class Tabled(AbstractPolicy):
@@ -28,6 +29,11 @@ class Tabled(AbstractPolicy):
         self._batch_size = 0
         self._steps = 0
         self._opened_at: int | None = None
+
+    def begin(self, now: float, ranks: AbstractRanks) -> None:
+        """Shares the table with the other processes."""
+        super().begin(now, ranks)
+        self.memory.share(ranks)
 
     @property
     def table(self) -> ScoreTable:
