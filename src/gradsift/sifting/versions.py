@@ -8,12 +8,15 @@ from typing import Any
 
 from torch import nn
 
+SILENT = 64
+"""Micro-batches and skipped steps that may come before the first update."""
+
 
 class Versions:
     """Counts updates by what they leave behind in the parameters.
 
-    Fused optimisers and updates of ``parameter.data`` leave nothing behind: while no counter has
-    ever moved, every reading counts as an update.
+    Fused optimisers and updates of ``parameter.data`` leave nothing behind: where no counter has
+    moved for `SILENT` readings from the first one on, every further reading counts as an update.
 
     Args:
         model: to be watched; of a callable that is no module, readings are counted.
@@ -42,6 +45,7 @@ class Versions:
         self._parameters = list(model.parameters()) if isinstance(model, nn.Module) else []
         self._mark = self._counters()
         self._moves = False
+        self._readings = 0
 
     def read(self) -> int:
         """The number of updates so far, read before the update of the step under way."""
@@ -49,7 +53,9 @@ class Versions:
         moved = mark != self._mark
         self._mark = mark
         self._moves |= moved
-        if moved or not self._moves:
+        self._readings += 1
+        silent = not self._moves and self._readings > SILENT
+        if moved or silent or self.count == 0 or not self._parameters:
             self.count += 1
         return self.count
 
