@@ -7,6 +7,7 @@ from gradsift import scores as scores
 from gradsift.errors import DataError as DataError
 from gradsift.errors import TrainingError as TrainingError
 from gradsift.errors import UsageError as UsageError
+from gradsift.fitting import recalibrate_batch_norm as recalibrate_batch_norm
 from gradsift.loader import SiftedLoader as SiftedLoader
 from gradsift.loader import sift as sift
 from gradsift.prospect import Prospects as Prospects

@@ -17,6 +17,7 @@ from gradsift.scores.base import Forward, call_model
 from gradsift.sifting.loop import SiftedLoader as SiftedLoader
 from gradsift.sifting.setup import Setup
 from gradsift.sifting.spending import choose_spend
+from gradsift.sifting.wrapped import bare
 
 _alive: "weakref.WeakValueDictionary[int, SiftedLoader]" = weakref.WeakValueDictionary()
 
@@ -62,9 +63,13 @@ def sift(
             table is in use. By default "batch", but "noise" with another recipe or for a model
             with BatchNorm. An adaptive optimiser takes larger steps by itself when noise falls.
         seed: of the draws. Global random state is neither read nor seeded.
-        rank: of this process among data-parallel ones, which draw independently; by default
-            that of `torch.distributed` at the first iteration.
-        world_size: how many such processes there are; checked against ``rank``.
+        rank: of this process among data-parallel ones; by default that of `torch.distributed` at
+            the first iteration. Its processes sift together: they keep one table by gathering
+            scores, draw one large batch from it and take a share each, follow the decisions of
+            rank 0, and end or fail at the same step. The mean over ranks of ``batch.loss`` is
+            what is unbiased. Processes of another ``rank`` draw by other random numbers.
+        world_size: how many processes there are, checked against ``rank``; by default those of
+            `torch.distributed`. Any other number, such as 1, keeps each process to itself.
         clock: where seconds come from; real ones by default.
         log: a folder for ``metrics.jsonl``, or any `monitors.AbstractLog`, such as
             ``monitors.tensorboard.TensorBoard(folder)``. Only rank 0 writes.
@@ -101,7 +106,7 @@ def sift(
     sifted = SiftedLoader(
         loader,
         Setup(
-            model=model,
+            model=bare(model),
             loss_fn=loss_fn,
             recipe=assembled,
             split=split or split_batch,
@@ -110,6 +115,7 @@ def sift(
             spend=choose_spend(spend, assembled, model),
             seed=seed,
             rank=rank,
+            world_size=world_size,
             clock=clock or WallClock(),
             log=NullLog() if log is None or rank else _open_log(log),
         ),

@@ -110,12 +110,15 @@ def take(tree: Any, positions: Tensor | slice, count: int) -> Any:
                 raise _ragged(path, f"a tensor of shape {list(leaf.shape)}", count)
             if isinstance(positions, slice):
                 return leaf[positions]
-            return leaf.index_select(0, positions.to(leaf.device))
+            chosen = positions.to(leaf.device)
+            if leaf.is_contiguous():
+                return leaf.index_select(0, chosen)
+            return leaf[chosen]  # which keeps channels_last
         if isinstance(leaf, list | tuple):
             if len(leaf) != count:
                 raise _ragged(path, f"a {type(leaf).__name__} of {len(leaf)} entries", count)
-            chosen = range(count)[positions] if isinstance(positions, slice) else positions.tolist()
-            return type(leaf)(leaf[position] for position in chosen)
+            places = range(count)[positions] if isinstance(positions, slice) else positions.tolist()
+            return type(leaf)(leaf[place] for place in places)
         _refuse_opaque(path, leaf)
         return leaf
 

@@ -167,6 +167,7 @@ def probe(
             spend="noise",
             seed=seed,
             rank=0,
+            world_size=1,
             clock=clock,
             log=NullLog(),
         )

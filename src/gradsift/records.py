@@ -5,7 +5,7 @@ neither prefetching nor a stale score can attach it to another example.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -169,6 +169,7 @@ class WeightedBatch:
         drawn: False where the examples come in the user's own order, each with weight one.
         loss_fn: ``loss_fn(outputs, targets)``, one loss per example.
         report: called by `loss` with the batch, the outputs and the losses.
+        several: whether other processes train on batches of the same step.
 
     Example:
         >>> import torch, gradsift
@@ -190,6 +191,7 @@ class WeightedBatch:
     drawn: bool
     loss_fn: LossFunction
     report: Callable[["WeightedBatch", Any, Tensor], None]
+    several: bool = False
 
     def __iter__(self) -> Iterator[Any]:
         yield self.inputs
@@ -213,6 +215,18 @@ class WeightedBatch:
             weights=self.weights.to(device, non_blocking=non_blocking),
             ids=self.indices.to(device, non_blocking=non_blocking),
         )
+
+    def among(self, sizes: Sequence[int]) -> "WeightedBatch":
+        """The same batch as one of several processes' batches of these sizes.
+
+        The mean over K processes of weighted means is the mean over all examples when rank k
+        weighs its own by ``K·b_k / Σ b``: one, unless sizes differ, as in a last batch.
+        """
+        if len(sizes) == 1:
+            return self
+        batch = replace(self, several=True)
+        factor = len(sizes) * self.size / sum(sizes)
+        return batch if factor == 1 else replace(batch, weights=factor * self.weights, drawn=True)
 
     def mean(self, values: Tensor) -> Tensor:
         """The unbiased mean of any per-example number: ``(1/size) Σ_j w_j · values_j``.
@@ -241,12 +255,15 @@ class WeightedBatch:
         Raises:
             UsageError: when ``loss_fn`` does not return one loss per example.
             TrainingError: before any update, naming the examples whose loss is not finite. On a
-                CUDA device, where looking would stall the step, `check_finite` is the caller's.
+                CUDA device, where looking would stall the step, and in one of several processes,
+                where the others would wait for this one, it comes with the next batch instead;
+                `check_finite` may be called before the update.
         """
         values = self.loss_fn(outputs, self.targets)
         check_per_example(values, len(self), "loss_fn returned")
         mean = self._mean(values)
-        if values.device.type == "cpu" and not math.isfinite(mean.item()):
+        later = self.several or values.device.type != "cpu"
+        if not later and not math.isfinite(mean.item()):
             self.check_finite(values)
         self.report(self, outputs, values)
         return mean
@@ -257,10 +274,10 @@ class WeightedBatch:
         if bool(bad.any()):
             ids = self.indices[bad].tolist()
             named = ", ".join(map(str, ids[:10])) + (", …" if len(ids) > 10 else "")
+            stopped = "" if self.several else "the step was stopped before the update; "
             raise TrainingError(
                 f"the loss of {len(ids)} of {len(values)} examples is not finite (ids {named}): "
-                "the step was stopped before the update; lower the learning rate or look at "
-                "these examples"
+                f"{stopped}lower the learning rate or look at these examples"
             )
 
 

@@ -23,6 +23,7 @@ from gradsift.sifting.evidence import Costs, Evidence
 from gradsift.sifting.memory import WINDOW, Memory
 from gradsift.sifting.policy import AbstractPolicy
 from gradsift.sifting.probes import Probes
+from gradsift.sifting.ranks import AbstractRanks
 from gradsift.sifting.spending import Spending
 
 OBSERVING = 0.6
@@ -81,6 +82,20 @@ class Auto(AbstractPolicy):
         """Of the memory."""
         return None if self.memory is None else self.memory.table
 
+    def join(self, ranks: AbstractRanks) -> None:
+        """Shares the table with the other processes."""
+        super().join(ranks)
+        if self.memory is not None:
+            self.memory.share(ranks)
+
+    @property
+    def wishes(self) -> bool:
+        """Whether the allowance permits a probe."""
+        if self._steps < WARM_UP or not self._probing.allows(self._now()):
+            return False
+        plain = self.evidence.times.median("off")
+        return plain is not None and self._probing.allows(self._now(), cost=plain)
+
     @property
     def in_use(self) -> Source:
         """The source of the coming steps."""
@@ -123,10 +138,7 @@ class Auto(AbstractPolicy):
     def inspect(self, arrived: Candidates, portion: Portion, batch_size: int) -> None:
         """Measures something on a batch of the user's own order, where the allowance permits."""
         del batch_size
-        if self._steps < WARM_UP or not self._probing.allows(self._now()):
-            return
-        plain = self.evidence.times.median("off")
-        if plain is not None and self._probing.allows(self._now(), cost=plain):
+        if self.ranks.follows(self.wishes):
             before = self._clock.now()
             self._probes.take(arrived, portion.ids, self._steps)
             self._probed = self._clock.now() - before
@@ -144,11 +156,7 @@ class Auto(AbstractPolicy):
             self.memory.passed(trained)
         dwelt = self._steps - self._changed_at >= DWELL
         if self._steps % EVERY == 0 and dwelt and not self._in_first_pass:
-            before = self._clock.now()
-            if self._probing.allows(before - self.start, cost=self._deciding.mean):
-                self._decide()
-                self._deciding.add(self._clock.now() - before)
-                self._probing.spend(self._clock.now() - before)
+            self._decide()
 
     def offers(self) -> list[Offer]:
         """What is known about each source now; empty before a plain step was timed."""
@@ -221,17 +229,34 @@ class Auto(AbstractPolicy):
             self.evidence.keep(scores, weights, 1 / (table.size * table.probabilities(ids)))
 
     def _decide(self) -> None:
-        offers = self.offers()
-        if not offers:
-            return
-        first, before = self.decision is None, self._in_force
-        self.decision = self._gate.decide(
+        """The first process decides for all."""
+        before = self._clock.now()
+        found: tuple[Decision, list[Offer]] | None = None
+        may = self.ranks.leads and self._probing.allows(
+            before - self.start, cost=self._deciding.mean
+        )
+        if may and (offers := self.offers()):
+            found = self._compare(offers), offers
+        found = self.ranks.lead(found)
+        if found is not None:
+            self._adopt(*found)
+        if may:
+            self._deciding.add(self._clock.now() - before)
+            self._probing.spend(self._clock.now() - before)
+
+    def _compare(self, offers: list[Offer]) -> Decision:
+        together = self.batch_size * self.ranks.size
+        return self._gate.decide(
             offers,
             in_use=self.in_use,
-            noise_scale=self.evidence.noise_scale(self.batch_size),
-            batch_size=self.batch_size,
+            noise_scale=self.evidence.noise_scale(together),
+            batch_size=together,
         )
-        self._spending.decide(self.decision, self.batch_size)
+
+    def _adopt(self, decision: Decision, offers: list[Offer]) -> None:
+        first, before = self.decision is None, self._in_force
+        self.decision = decision
+        self._spending.decide(decision, self.batch_size, self.ranks)
         self.lr_factor = self._spending.lr_factor
         changed = self._in_force != before
         if changed:

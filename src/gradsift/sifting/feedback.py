@@ -7,6 +7,7 @@ it; the rest is only looked at.
 import logging
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -14,14 +15,16 @@ from torch import Tensor
 
 from gradsift.monitors.moments import second_moments
 from gradsift.monitors.steps import StepLog
-from gradsift.records import StepRecord, WeightedBatch
+from gradsift.records import ScoreUpdate, StepRecord, WeightedBatch
 from gradsift.sampling.quarantine import neutralise
 from gradsift.scores.base import AbstractOutputScore
 from gradsift.scores.gradient_norm import GradientNorm
 from gradsift.sifting.mailbox import Mailbox, Reported
 from gradsift.sifting.observations import Observations, Scored, scored
 from gradsift.sifting.policy import AbstractPolicy
+from gradsift.sifting.ranks import AbstractRanks, Alone
 from gradsift.sifting.setup import Counts, Setup
+from gradsift.sifting.versions import Versions
 from gradsift.sifting.watching import StepWatch
 
 _logger = logging.getLogger("gradsift")
@@ -33,6 +36,7 @@ class Feedback:
     Attributes:
         scores: the scores seen last, of a pool or of a trained batch; None before.
         notices: what was said once about this run.
+        versions: updates that the parameters have taken.
     """
 
     def __init__(self, setup: Setup, counts: Counts, policy: AbstractPolicy) -> None:
@@ -53,10 +57,17 @@ class Feedback:
         if isinstance(score, GradientNorm) and setup.recipe.source == "table":
             self._watch = StepWatch(score, setup.model)
         self._last_reported = -1
+        self._ranks: AbstractRanks = Alone()
+        self._untold: list[Scored] = []
+        self.versions = Versions(setup.model)
 
     def begin(self) -> None:
         """Starts the seconds of the log."""
         self._start = self._setup.clock.now()
+
+    def join(self, ranks: AbstractRanks) -> None:
+        """From now on these processes tell each other what they find."""
+        self._ranks = ranks
 
     def hand_out(self, batch: WeightedBatch) -> None:
         """A batch is about to be handed out: decides whether its step is recorded and watched."""
@@ -74,8 +85,8 @@ class Feedback:
         if self._last_reported == self._counts.steps:
             return
         self._last_reported = self._counts.steps
+        version = self.versions.read() if self._policy.learns else self._counts.steps
         if self._watch is not None and self._watch.looks:
-            version = self._counts.steps
             self._watch.expect(losses, lambda norms: self._told(batch, losses, norms, version))
             return
         scores: Tensor | None = None
@@ -83,11 +94,11 @@ class Feedback:
         if self._observations is not None:
             if self._policy.wants_scores(drawn=batch.drawn):
                 before = self._setup.clock.now()
-                found = self._observations.add(batch, outputs, self._counts.steps)
+                found = self._observations.add(batch, outputs, version)
                 self._policy.observed(self._setup.clock.now() - before, drawn=batch.drawn)
             if self._record_due and batch.drawn and self._setup.recipe.scored:
                 scores = self._observations.score(outputs, batch.targets)
-        if found or self._record_due or losses.device.type != "cpu":
+        if found or self._record_due or batch.several or losses.device.type != "cpu":
             self._mailbox.post(Reported(batch, losses.detach(), scores, tuple(found)))
 
     def _told(self, batch: WeightedBatch, losses: Tensor, norms: Tensor, version: int) -> None:
@@ -104,14 +115,14 @@ class Feedback:
                 look without waiting for its device.
         """
         for report in self._mailbox.collect():
-            if report.batch.weights.device.type != "cpu":
+            if report.batch.several or report.batch.weights.device.type != "cpu":
                 report.batch.check_finite(report.losses)
             for found in report.scored:
                 self.look(found.update.score)
-                weights = found.weights.cpu().double()
-                self._policy.learn(found.update, weights, drawn=found.drawn)
+                self._untold.append(found)
             if self._record_due:
                 self._write_step(report)
+        self._tell()
         self._say_if_silent()
 
     def look(self, scores: Tensor) -> None:
@@ -130,6 +141,8 @@ class Feedback:
     def see(self, scores: Tensor) -> None:
         """Looks at the fresh scores of a pool, and lets the policy learn from them."""
         self.look(scores)
+        if self._policy.learns:
+            scores = self._ranks.gather_scores(scores)
         self._policy.see(scores, self._counts.steps)
 
     def write_news(self) -> None:
@@ -156,6 +169,8 @@ class Feedback:
             "steps": self._step_log.state_dict(),
             "start": self._start,
             "last_reported": self._last_reported,
+            "untold": [asdict(found) for found in self._untold],
+            "versions": self.versions.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
@@ -171,6 +186,23 @@ class Feedback:
         self.notices[:] = state["notices"]
         self._step_log.load_state_dict(state["steps"])
         self._start, self._last_reported = state["start"], state["last_reported"]
+        self._untold = [
+            Scored(ScoreUpdate(**found["update"]), found["weights"], found["drawn"])
+            for found in state["untold"]
+        ]
+        self.versions.load_state_dict(state["versions"])
+
+    def _tell(self) -> None:
+        """Several processes tell each other what they found once in a window of steps."""
+        if self._ranks.size == 1:
+            due = bool(self._untold)
+        else:
+            due = self._policy.learns and self._counts.steps % self._policy.window == 0
+        if not due:
+            return
+        untold, self._untold = self._untold, []
+        for found in self._ranks.gather(untold):
+            self._policy.learn(found.update, found.weights.cpu().double(), drawn=found.drawn)
 
     def _say_if_silent(self) -> None:
         told = self._observations is not None or self._watch is not None

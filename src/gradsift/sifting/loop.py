@@ -5,22 +5,27 @@ chosen, score the candidates and draw. A decision uses what earlier steps told, 
 that it weights.
 """
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gradsift.clock import Seconds
 from gradsift.data.sources import Fetched, open_source
 from gradsift.nested import move
-from gradsift.records import Draw, WeightedBatch
+from gradsift.records import WeightedBatch
 from gradsift.sampling.table import ScoreTable
-from gradsift.sifting.candidates import Candidates, Chooser
+from gradsift.sifting.candidates import Chooser
 from gradsift.sifting.feedback import Feedback
 from gradsift.sifting.policies import choose_policy
+from gradsift.sifting.preparing import Preparing
+from gradsift.sifting.ranks import AbstractRanks, Alone, EpochOverError, TogetherError
 from gradsift.sifting.saved import FORMAT, check_saved
-from gradsift.sifting.setup import Counts, OpenStep, Setup, batch_norms
+from gradsift.sifting.setup import Counts, OpenStep, Setup, device_of, first_notices
+from gradsift.sifting.together import find_ranks, place
+
+T = TypeVar("T")
 
 
 class SiftedLoader:
@@ -54,15 +59,20 @@ class SiftedLoader:
         self.policy = choose_policy(setup, self._source, self._chooser)
         self._feedback = Feedback(setup, self._counts, self.policy)
         self._device = torch.device("cpu")
-        self._ones = torch.ones(0)
         self._open: OpenStep | None = None
+        self._ranks: AbstractRanks = Alone()
         self._begun = False
-        self._rehearsed = not setup.recipe.scored
+        self._preparing = Preparing(setup, self._chooser, self.policy, self._feedback)
 
     @property
     def steps(self) -> int:
         """Batches handed out so far."""
         return self._counts.steps
+
+    @property
+    def updates(self) -> int:
+        """The version of the latest scores: updates that the parameters have taken; at least 1."""
+        return max(1, self._feedback.versions.count if self.policy.learns else self.steps)
 
     @property
     def examples_trained(self) -> int:
@@ -114,23 +124,17 @@ class SiftedLoader:
         self._begin()
         self._open = None  # the time of a step at which a loop was left says nothing
         self.settle()
-        clock = self._setup.clock
         steps = self._source.epoch(self.policy.plan)
-        before = clock.now()
-        while (fetched := next(steps, None)) is not None:
-            data = move(fetched.data, self._device, non_blocking=True)
-            loading = clock.now() - before
-            self.seconds.add("loading", loading)
-            batch = self._prepare(fetched, data)
+        before = self._setup.clock.now()
+        while (batch := self._telling(self._arrive, steps, before)) is not None:
             self._feedback.hand_out(batch)
             self._counts.steps += 1
             self._counts.trained += len(batch)
-            self._open = OpenStep(fetched.plan, before, loading)
             try:
                 yield batch
             finally:
                 self._feedback.taken()
-            before = self.settle()
+            before = self._telling(self.settle)
 
     def state_dict(self) -> dict[str, Any]:
         """All that `load_state_dict` needs to go on to the bit, within an epoch or between two.
@@ -140,6 +144,7 @@ class SiftedLoader:
         the generators of the draws and of your loader, the place in your loader's order, and what
         its workers were asked for ahead: ids and weights, while data are read again. Model,
         optimiser and PyTorch's global random state are yours to save (``docs/resume.md``).
+        Processes that sift together all call it, at the same step, and save a state each.
 
         Returns:
             Dictionaries and lists of tensors, numbers and strings: ``weights_only`` reads them.
@@ -166,7 +171,7 @@ class SiftedLoader:
             "format": FORMAT,
             "made_for": self._made_for(),
             "begun": self._begun,
-            "rehearsed": self._rehearsed,
+            "rehearsed": self._preparing.rehearsed,
             "counts": self._counts.state_dict(),
             "seconds": dict(self.seconds.spent),
             "clock": self._setup.clock.state_dict(),
@@ -174,6 +179,7 @@ class SiftedLoader:
             "source": self._source.state_dict(),
             "policy": self.policy.state_dict(),
             "feedback": self._feedback.state_dict(),
+            "wish": self._ranks.follows(wish=False),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -191,19 +197,17 @@ class SiftedLoader:
         """
         check_saved(state, self._made_for())
         self._open = None
-        self._begun, self._rehearsed = state["begun"], state["rehearsed"]
-        self._device = self._setup.device or _device_of(self._setup.model)
+        self._begun, self._preparing.rehearsed = state["begun"], state["rehearsed"]
+        if self._begun:
+            self._join()
+            self._ranks.recall(wish=state["wish"])
         self._source.load_state_dict(state["source"])
         self.policy.load_state_dict(state["policy"])
-        self._feedback.load_state_dict(state["feedback"], self._device)
+        self._feedback.load_state_dict(state["feedback"], device_of(self._setup))
         self._chooser.generator.set_state(state["generator"])
         self._setup.clock.load_state_dict(state["clock"])
         self.seconds.spent.update(state["seconds"])
         self._counts.load_state_dict(state["counts"])
-
-    def _made_for(self) -> dict[str, Any]:
-        rank = _rank() if self._setup.rank is None else self._setup.rank
-        return {"recipe": self.recipe.name, "examples": self._source.examples, "rank": rank}
 
     def settle(self) -> float:
         """Learns now from the step that is over, which the next step would do; returns the time.
@@ -218,89 +222,66 @@ class SiftedLoader:
         self._feedback.write_news()
         return now
 
+    def _arrive(self, steps: Iterator[Fetched], before: float) -> WeightedBatch | None:
+        """Fetches and prepares a batch; None when the epoch ends, here or in another process."""
+        fetched = next(steps, None)
+        try:
+            if fetched is None:
+                self._ranks.agree(None, wish=False)
+                return None
+            data = move(fetched.data, self._device, non_blocking=True)
+            loading = self._setup.clock.now() - before
+            self.seconds.add("loading", loading)
+            batch = self._preparing.prepare(fetched, data, self._device)
+            sizes = self._ranks.agree(batch.size, wish=self.policy.wishes)
+        except EpochOverError:
+            return None
+        self._open = OpenStep(fetched.plan, before, loading)
+        return batch.among(sizes)
+
+    def _telling(self, work: Callable[..., T], *arguments: Any) -> T:
+        """What goes wrong in it, other processes are told, unless it came from them."""
+        try:
+            return work(*arguments)
+        except TogetherError:
+            raise
+        except Exception as error:
+            self._ranks.fail(error)
+            raise
+
+    def _made_for(self) -> dict[str, Any]:
+        rank, processes = place()
+        given = self._setup.rank
+        return {
+            "recipe": self.recipe.name,
+            "examples": self._source.examples,
+            "rank": rank if given is None else given,
+            "processes": processes,
+        }
+
+    def _join(self) -> None:
+        setup = self._setup
+        self._device = device_of(setup)
+        self._ranks = find_ranks(
+            setup.rank,
+            setup.world_size,
+            f"{self._source.examples} examples by recipe {setup.recipe.name!r} "
+            f"with seed {setup.seed}",
+            scored=setup.recipe.scored,
+        )
+        self._feedback.join(self._ranks)
+        self.policy.join(self._ranks)
+
     def _begin(self) -> None:
         if self._begun:
             return
         self._begun = True
-        setup = self._setup
-        self._device = setup.device or _device_of(setup.model)
-        rank = _rank() if setup.rank is None else setup.rank
-        self._chooser.generator.manual_seed((setup.seed * 1_000_003 + rank) % 2**63)
+        self._join()
+        seed = (self._setup.seed * 1_000_003 + self._ranks.rank) % 2**63
+        self._chooser.generator.manual_seed(seed)
         self._feedback.begin()
-        self.policy.begin(setup.clock.now())
-        if setup.recipe.biased:
-            self._feedback.notice(
-                f"recipe {setup.recipe.name!r} is biased on purpose: its weighted mean is not "
-                "the mean over the data"
-            )
-        if setup.recipe.scored and self._source.one_pass:
-            self._feedback.notice(
-                "the loader is a one-pass stream: a pool uses several of its batches, so there "
-                "are fewer steps, and their number is not known beforehand"
-            )
-        if setup.recipe.source == "auto" and not self._source.plain_order:
-            self._feedback.notice(
-                "this loader has no ids or an order of its own, which defines another objective: "
-                "only pools are considered, no table"
-            )
-        if setup.recipe.scored and any(layer.training for layer in batch_norms(setup.model)):
-            self._feedback.notice(
-                "the model has BatchNorm in train mode: its loss is no sum over examples, so "
-                "weights keep no gradient unbiased, and running statistics follow the examples "
-                "picked; recalibrate them before evaluation, or use GroupNorm"
-            )
-
-    def _prepare(self, fetched: Fetched, data: Any) -> WeightedBatch:
-        arrived = Candidates(*self._setup.split(data), count=len(fetched.portion))
-        if not self._rehearsed:
-            self._rehearsed = True
-            for notice in self._chooser.rehearse(arrived, fetched.batch_size):
-                self._feedback.notice(notice)
-        if fetched.plan.source == "off":
-            scores = self.policy.inspect(arrived, fetched.portion, fetched.batch_size)
-            if scores is not None:
-                self._feedback.see(scores)
-        if fetched.plan.size is None:
-            return self._batch(arrived, fetched.portion.given, fetched.plan.draw)
-        scores = self._chooser.score(arrived, fetched.batch_size)
-        size = min(fetched.plan.size, arrived.count)
-        chosen, draw = self._chooser.choose(arrived, scores, size, fetched.plan.draw)
-        self._feedback.see(scores)
-        return self._batch(chosen, fetched.portion.ids[draw.positions], draw)
-
-    def _batch(
-        self, chosen: Candidates, ids: Tensor | list[Any], draw: Draw | None
-    ) -> WeightedBatch:
-        weights = (
-            self._even(len(ids))
-            if draw is None
-            else draw.weights.to(self._device, torch.get_default_dtype())
-        )
-        return WeightedBatch(
-            inputs=chosen.inputs,
-            targets=chosen.targets,
-            weights=weights,
-            ids=ids,
-            size=len(ids) if draw is None else draw.size,
-            drawn=draw is not None,
-            loss_fn=self._setup.loss_fn,
-            report=self._feedback.report,
-        )
-
-    def _even(self, count: int) -> Tensor:
-        """Weights of one, which take the memory of one and refuse to be written to."""
-        if len(self._ones) != count:
-            self._ones = torch.ones(1, device=self._device).expand(count)
-        return self._ones
-
-
-def _device_of(model: Any) -> torch.device:
-    if isinstance(model, nn.Module):
-        for parameter in model.parameters():
-            return parameter.device
-    return torch.device("cpu")
-
-
-def _rank() -> int:
-    ready = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.distributed.get_rank() if ready else 0
+        self.policy.begin(self._setup.clock.now())
+        for notice in first_notices(
+            self._setup, one_pass=self._source.one_pass, plain_order=self._source.plain_order
+        ):
+            self._feedback.notice(notice)

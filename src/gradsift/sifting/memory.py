@@ -20,6 +20,7 @@ from gradsift.records import Draw, ScoreUpdate
 from gradsift.sampling.draws import Stratified
 from gradsift.sampling.table import ScoreTable
 from gradsift.sampling.windows import deal
+from gradsift.sifting.ranks import AbstractRanks, Alone
 
 ARRANGED = 10**7
 """Examples up to which the table walks class after class, which takes 8 bytes each."""
@@ -82,6 +83,9 @@ class Memory:
         self._passed = 0
         self._dealt: list[Draw] = []
         self._until_refresh = 0
+        self._ranks: AbstractRanks = Alone()
+        self._seed = seed
+        self._common: torch.Generator | None = None
         self._means: list[float] = []
 
     @property
@@ -89,9 +93,15 @@ class Memory:
         """Whether as many examples were trained on as there are, so that most have a score."""
         return self._passed >= self.table.size
 
+    def share(self, ranks: AbstractRanks) -> None:
+        """Lets processes make the same draws, from tables that the same scores keep identical."""
+        self._ranks = ranks
+        if ranks.size > 1:
+            self._common = torch.Generator().manual_seed(self._seed)
+
     def passed(self, examples: int) -> None:
-        """Notes examples that were trained on."""
-        self._passed += examples
+        """Notes examples that this process trained on, and each of the others as many."""
+        self._passed += examples * self._ranks.size
 
     def learn(self, update: ScoreUpdate, weights: Tensor) -> None:
         """Prices trained batches by the scores from before them, then keeps their own.
@@ -111,19 +121,22 @@ class Memory:
         """Examples out of the table, drawn for a window of steps at once and dealt out.
 
         Every batch is a stratified draw, unbiased on its own, and so are all of them together: a
-        window has less noise than as many separate draws.
+        window has less noise than as many separate draws. Processes that share the table make the
+        same draw and take one batch of every step each.
         """
         if not self._dealt or self._dealt[-1].size != size:
-            self._dealt = self._window(size, generator)
-        return self._dealt.pop()
+            self._dealt = self._window(size, self._common or generator)
+        return [self._dealt.pop() for _ in range(self._ranks.size)][self._ranks.rank]
 
     def rehearse(self, size: int) -> int:
         """Draws a window that nobody uses, and returns its number of steps."""
-        return len(self._window(size, torch.Generator()))
+        return len(self._window(size, torch.Generator())) // self._ranks.size
 
     def _window(self, size: int, generator: torch.Generator) -> list[Draw]:
-        steps = max(1, min(WINDOW, self.table.size // size))
-        return deal(self.table.draw(steps * size, generator), steps, generator)
+        batches = self._ranks.size * max(
+            1, min(WINDOW, self.table.size // (size * self._ranks.size))
+        )
+        return deal(self.table.draw(batches * size, generator), batches, generator)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain tensors and numbers, from which `load_state_dict` goes on to the bit."""
@@ -137,6 +150,7 @@ class Memory:
             "dealt": [draw.state_dict() for draw in self._dealt],
             "until_refresh": self._until_refresh,
             "means": list(self._means),
+            "common": None if self._common is None else self._common.get_state(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -154,6 +168,8 @@ class Memory:
         self._dealt = [Draw.from_state_dict(draw) for draw in state["dealt"]]
         self._until_refresh = state["until_refresh"]
         self._means = list(state["means"])
+        if self._common is not None and state["common"] is not None:
+            self._common.set_state(state["common"])
 
     @property
     def price(self) -> Estimate | None:

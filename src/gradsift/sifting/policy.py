@@ -22,6 +22,7 @@ from gradsift.sampling.quarantine import neutralise
 from gradsift.sampling.table import ScoreTable
 from gradsift.scores.base import AbstractOutputScore
 from gradsift.sifting.candidates import Candidates, Chooser
+from gradsift.sifting.ranks import AbstractRanks, Alone
 
 
 class AbstractPolicy(ABC):
@@ -31,6 +32,7 @@ class AbstractPolicy(ABC):
         start: when the first iteration began.
         news: decisions that were not written down yet, each as the values of a line of the log.
         lr_factor: how many times larger a step may be than the user's own.
+        ranks: the processes that decide together.
         learns: whether scores of training steps are ever wanted.
         window: training steps whose scores it takes together.
     """
@@ -42,10 +44,15 @@ class AbstractPolicy(ABC):
         self.news: list[dict[str, Any]] = []
         self.start = 0.0
         self.lr_factor = 1.0
+        self.ranks: AbstractRanks = Alone()
 
     def begin(self, now: float) -> None:
         """The first iteration begins, at this moment of the clock."""
         self.start = now
+
+    def join(self, ranks: AbstractRanks) -> None:
+        """From now on these processes decide together."""
+        self.ranks = ranks
 
     @property
     def table(self) -> ScoreTable | None:
@@ -56,6 +63,11 @@ class AbstractPolicy(ABC):
     def tau(self) -> float | None:
         """The moving average of τ that decides, or None where none does."""
         return None
+
+    @property
+    def wishes(self) -> bool:
+        """Whether it would inspect the next batch of the user's own order."""
+        return False
 
     @abstractmethod
     def plan(self, batch_size: int) -> Plan:

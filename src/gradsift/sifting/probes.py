@@ -18,6 +18,7 @@ from gradsift.sifting.candidates import Candidates, Chooser
 from gradsift.sifting.evidence import Evidence
 from gradsift.sifting.memory import Memory
 from gradsift.sifting.setup import Setup
+from gradsift.sifting.wrapped import eagerly, sharded
 
 NORMS = 16
 """Examples whose exact gradient norms are taken in a probe."""
@@ -80,9 +81,10 @@ class Probes:
         drawn = select(memory.table.relative(ids), proposal, Multinomial(), few, generator)
         part = batch.take(drawn.positions)
         scores = self._chooser.score(part, few)
-        norms = gradient_norms(
-            setup.model, setup.loss_fn, part.inputs, part.targets, forward=setup.forward
-        )
+        with eagerly():
+            norms = gradient_norms(
+                setup.model, setup.loss_fn, part.inputs, part.targets, forward=setup.forward
+            )
         self._evidence.calibration.add(scores, norms, drawn.weights)
 
 
@@ -100,7 +102,7 @@ def half_gradients(setup: Setup, batch: Candidates) -> tuple[list[Tensor], list[
     if not parameters or batch.count < 2:
         return None
     half = batch.count // 2
-    with untouched(setup.model), torch.enable_grad():
+    with untouched(setup.model), eagerly(), torch.enable_grad():
         first, second = (
             _mean_gradient(setup, batch.take(torch.arange(start, start + half)), parameters)
             for start in (0, half)
@@ -109,8 +111,11 @@ def half_gradients(setup: Setup, batch: Candidates) -> tuple[list[Tensor], list[
 
 
 def trainable(model: Any) -> list[nn.Parameter]:
-    """The parameters that learn; none of a callable that is no module."""
-    values = model.parameters() if isinstance(model, nn.Module) else ()
+    """The parameters that learn and are whole; none of a callable that is no module.
+
+    Of parameters that processes hold parts of, a gradient is more than autograd returns.
+    """
+    values = model.parameters() if isinstance(model, nn.Module) and not sharded(model) else ()
     return [value for value in values if value.requires_grad]
 
 

@@ -29,6 +29,7 @@ class Setup:
         spend: what lower variance is spent on.
         seed: of the draws.
         rank: of this process among data-parallel ones; None asks `torch.distributed`.
+        world_size: how many there are; likewise.
         clock: where seconds come from.
         log: where measurements go.
     """
@@ -42,6 +43,7 @@ class Setup:
     spend: Spend
     seed: int
     rank: int | None
+    world_size: int | None
     clock: AbstractClock
     log: AbstractLog
 
@@ -55,6 +57,50 @@ def batch_norms(model: Any) -> list[nn.Module]:
     """
     modules = model.modules() if isinstance(model, nn.Module) else ()
     return [module for module in modules if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+
+
+def device_of(setup: Setup) -> torch.device:
+    """Where batches go: as asked for, or where the model is by now."""
+    if setup.device is not None:
+        return setup.device
+    if isinstance(setup.model, nn.Module):
+        for parameter in setup.model.parameters():
+            return parameter.device
+    return torch.device("cpu")
+
+
+def first_notices(setup: Setup, *, one_pass: bool, plain_order: bool) -> list[str]:
+    """What is worth saying before the first batch.
+
+    Args:
+        setup: what was asked for.
+        one_pass: whether the data can be read only once.
+        plain_order: whether ids may be drawn from the whole data set.
+    """
+    recipe = setup.recipe
+    said = []
+    if recipe.biased:
+        said.append(
+            f"recipe {recipe.name!r} is biased on purpose: its weighted mean is not the mean over "
+            "the data"
+        )
+    if recipe.scored and one_pass:
+        said.append(
+            "the loader is a one-pass stream: a pool uses several of its batches, so there are "
+            "fewer steps, and their number is not known beforehand"
+        )
+    if recipe.source == "auto" and not plain_order:
+        said.append(
+            "this loader has no ids or an order of its own, which defines another objective: only "
+            "pools are considered, no table"
+        )
+    if recipe.scored and any(layer.training for layer in batch_norms(setup.model)):
+        said.append(
+            "the model has BatchNorm in train mode: its loss is no sum over examples, so weights "
+            "keep no gradient unbiased, and running statistics follow the examples picked; "
+            "recalibrate them before evaluation, or use GroupNorm"
+        )
+    return said
 
 
 @dataclass

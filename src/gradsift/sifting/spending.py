@@ -9,7 +9,10 @@ from gradsift.monitors.spending import allowed_batch, equal_noise_batch, lr_fact
 from gradsift.monitors.timing import StepTimes
 from gradsift.recipes.recipe import Recipe
 from gradsift.records import Spend
+from gradsift.sifting.ranks import AbstractRanks, Alone
 from gradsift.sifting.setup import batch_norms
+
+ALONE = Alone()
 
 EIGHTHS = 8
 """Batches have one of so many sizes: few shapes to compile."""
@@ -88,18 +91,20 @@ class Spending:
         if self._spend == "batch":
             self._times.add(str(examples), seconds)
 
-    def decide(self, decision: Decision, batch_size: int) -> None:
-        """Sets both anew, by what is known of the source in use."""
+    def decide(self, decision: Decision, batch_size: int, ranks: AbstractRanks = ALONE) -> None:
+        """Sets both anew, by what is known of the source in use; one batch size for all ranks."""
         ratio = decision.offer.lower if decision.offer.source == "table" else 1.0
         if self._spend == "lr":
-            self.lr_factor = lr_factor(batch_size, max(ratio, 0.0), decision.noise_scale)
+            self.lr_factor = lr_factor(
+                batch_size * ranks.size, max(ratio, 0.0), decision.noise_scale
+            )
         elif self._spend == "batch":
             self._give_up_what_is_no_faster(batch_size)
             signal = 1 / (1 + decision.noise_scale)
             exact = equal_noise_batch(batch_size, 1 / max(ratio, 1.0), 1.0, signal)
             sizes = [max(1, part * batch_size // EIGHTHS) for part in range(1, EIGHTHS + 1)]
             allowed = [size for size in sizes if size >= self._smallest]
-            self._size = allowed_batch(exact, allowed)
+            self._size = ranks.lead(allowed_batch(exact, allowed))
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers, from which `load_state_dict` goes on."""

@@ -10,6 +10,7 @@ from gradsift.records import PLAIN, Plan, ScoreUpdate
 from gradsift.sampling.table import ScoreTable
 from gradsift.sifting.memory import WINDOW, Memory
 from gradsift.sifting.policy import AbstractPolicy
+from gradsift.sifting.ranks import AbstractRanks
 
 
 class Tabled(AbstractPolicy):
@@ -29,6 +30,11 @@ class Tabled(AbstractPolicy):
         self._batch_size = 0
         self._steps = 0
         self._opened_at: int | None = None
+
+    def join(self, ranks: AbstractRanks) -> None:
+        """Shares the table with the other processes."""
+        super().join(ranks)
+        self.memory.share(ranks)
 
     @property
     def table(self) -> ScoreTable:

@@ -254,7 +254,7 @@ class Loop:
 
     def _look(self) -> None:
         with self.inner.timing(self.spent, "evaluating"), self.clock.paused():
-            health = self._health.read(self.train.table, self.train.steps)
+            health = self._health.read(self.train.table, self.train.updates)
         self._note("health", **asdict(health))
         self._note("cost", **self._cost().listed())
 
