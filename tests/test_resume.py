@@ -170,6 +170,20 @@ def test_the_same_with_workers(family: str) -> None:
     check_every_step(lambda: Run(own_generator, FAMILIES[family], workers=2), 6)
 
 
+def test_that_workers_draw_other_numbers_is_said_within_an_epoch_only() -> None:
+    with torch.random.fork_rng():
+        run = Run(own_generator, "uniform", workers=2)
+        between = run.save()
+        steps = run.steps()
+        next(steps)
+        within = run.save()
+        steps.close()
+        for workers, state, said in ((2, between, 0), (2, within, 1), (0, within, 0)):
+            again = Run(own_generator, "uniform", workers)
+            again.load(state)
+            assert sum("workers" in notice for notice in again.train.notices) == said
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("build", [shuffled, own_generator], ids=lambda build: build.__name__)
