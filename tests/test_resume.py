@@ -1,7 +1,7 @@
 """A sifted loop that is saved at any step and taken up elsewhere goes on to the bit."""
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import pytest
@@ -62,7 +62,7 @@ class Run:
             build(workers), self.model, LOSS, recipe=recipe, clock=self.clock, **options
         )
 
-    def steps(self) -> Iterator[tuple[Tensor, Tensor, float]]:
+    def steps(self) -> Generator[tuple[Tensor, Tensor, float], None, None]:
         """Ids, weights and loss of each step, epoch after epoch."""
         while True:
             for batch in self.train:
