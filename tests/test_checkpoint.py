@@ -78,7 +78,7 @@ def test_killed_while_writing_it_leaves_a_whole_one(
             os.truncate(path, path.stat().st_size // 2)
         raise Killed
 
-    places = {
+    places: dict[str, tuple[Any, str]] = {
         "open": (Path, "open"),
         "half": (os, "fsync"),
         "fsync": (os, "fsync"),
@@ -87,7 +87,8 @@ def test_killed_while_writing_it_leaves_a_whole_one(
         "tidy": (Path, "unlink"),
     }
     with monkeypatch.context() as patched:
-        patched.setattr(*places[moment], die)
+        owner, name = places[moment]
+        patched.setattr(owner, name, die)
         with pytest.raises(Killed):
             write_checkpoint(tmp_path, 3, {"step": 3})
     renamed = moment in ("flush", "tidy")

@@ -48,6 +48,21 @@ def test_the_five_lines_and_the_recipe_run_as_written(
     assert isinstance(names["recipe"], gradsift.Recipe)
 
 
+def test_the_page_on_resuming_runs_as_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own assertion says that the run that goes on ends with the same parameters."""
+    monkeypatch.chdir(tmp_path)
+    names = prepared()
+    data = names["train_loader"].dataset
+    names["loader_of_another_process"] = DataLoader(data, batch_size=16, shuffle=True)
+    page = (ROOT / "docs" / "resume.md").read_text(encoding="utf-8")
+    with torch.random.fork_rng():
+        for block in blocks(page, "python"):
+            exec(compile(block, "resume.md", "exec"), names)
+    assert (tmp_path / "run.pt").stat().st_size > 0
+
+
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_links_lead_somewhere(path: Path) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text(encoding="utf-8")):
@@ -70,7 +85,8 @@ def test_every_flag_that_is_shown_exists() -> None:
     known = {name.replace("_", "-") for name in train_command.__annotations__}
     shown = [
         word[2:]
-        for block in blocks(README, "sh")
+        for text in (README, (ROOT / "docs" / "resume.md").read_text(encoding="utf-8"))
+        for block in blocks(text, "sh")
         for line in block.splitlines()
         if line.startswith("gradsift ")
         for word in shlex.split(line)

@@ -1,7 +1,7 @@
 """A sifted loop that is saved at any step and taken up elsewhere goes on to the bit."""
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import pytest
@@ -62,7 +62,7 @@ class Run:
             build(workers), self.model, LOSS, recipe=recipe, clock=self.clock, **options
         )
 
-    def steps(self) -> Iterator[tuple[Tensor, Tensor, float]]:
+    def steps(self) -> Generator[tuple[Tensor, Tensor, float], None, None]:
         """Ids, weights and loss of each step, epoch after epoch."""
         while True:
             for batch in self.train:
@@ -170,6 +170,20 @@ def test_the_same_with_workers(family: str) -> None:
     check_every_step(lambda: Run(own_generator, FAMILIES[family], workers=2), 6)
 
 
+def test_that_workers_draw_other_numbers_is_said_within_an_epoch_only() -> None:
+    with torch.random.fork_rng():
+        run = Run(own_generator, "uniform", workers=2)
+        between = run.save()
+        steps = run.steps()
+        next(steps)
+        within = run.save()
+        steps.close()
+        for workers, state, said in ((2, between, 0), (2, within, 1), (0, within, 0)):
+            again = Run(own_generator, "uniform", workers)
+            again.load(state)
+            assert sum("workers" in notice for notice in again.train.notices) == said
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("build", [shuffled, own_generator], ids=lambda build: build.__name__)
@@ -222,18 +236,19 @@ def test_a_run_whose_gate_opens_by_itself_goes_on_around_its_decisions() -> None
     def make() -> Run:
         return Run(opening, "auto", workers=0, spend="batch")
 
-    count, first = 300, 150
+    count, first = 264, 120
     with torch.random.fork_rng():
         run = make()
         steps, saved, whole = run.steps(), {}, []
         for step in range(count):
-            if step >= first and step % 7 == 0:
+            if step >= first and step % 18 == 0:
                 saved[step] = run.save()
             ids, weights, loss = next(steps)
             whole.append((ids.tolist(), weights.tolist(), loss))
         gate = run.train.gate
         assert gate is not None
-        assert first < gate["opened_at_step"] < count
+        assert first < gate["opened_at_step"] < 2 * first
+        assert len(whole[-1][0]) < len(whole[0][0])  # and smaller batches are drawn
         for step, state in saved.items():
             again = make()
             again.load(state)

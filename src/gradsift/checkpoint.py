@@ -182,10 +182,11 @@ def _envelope(path: Path) -> tuple[dict[str, Any], bytes]:
     try:
         head = json.loads(line)
     except ValueError:
-        head = None
+        head = {}
     expected = {"version": int, "sha256": str, "bytes": int}
-    fits = isinstance(head, dict) and head.get("format") == FORMAT
-    if not fits or any(type(head.get(name)) is not kind for name, kind in expected.items()):
+    head = head if isinstance(head, dict) else {}
+    fits = all(type(head.get(name)) is kind for name, kind in expected.items())
+    if not fits or head.get("format") != FORMAT:
         found = "is empty" if not line else "does not begin as one"
         raise DataError(f"{str(path)!r} is no gradsift checkpoint: it {found}")
     return head, body

@@ -186,9 +186,9 @@ class Reseeded(AbstractReplay):
         yield from self._counted(self._seeded())
 
     def _seeded(self) -> Iterator[list[int]]:
-        sampler, lists = copy.copy(self._lists.sampler), copy.copy(self._lists)
-        sampler.generator = Generator()
-        sampler.generator.manual_seed(self._seed)
+        sampler: Any = copy.copy(self._lists.sampler)
+        sampler.generator = Generator().manual_seed(self._seed)
+        lists = copy.copy(self._lists)
         lists.sampler = sampler
         return iter(lists)
 

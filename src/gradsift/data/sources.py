@@ -46,11 +46,13 @@ class AbstractSource(ABC):
         plain_order: whether the user's order samples every example alike, so that ids may be
             drawn from the whole data set without another objective.
         one_pass: whether the data can be read only once.
+        workers: how many processes fetch the data, beside this one.
     """
 
     examples: int | None
     plain_order: bool
     one_pass: bool
+    workers: int
 
     def __init__(self) -> None:
         self._epoch: object | None = None
@@ -138,6 +140,7 @@ class MapSource(AbstractSource):
             loader.sampler, RandomSampler | DistributedSampler
         )
         self.one_pass = False
+        self.workers = loader.num_workers
 
     def _fetched(self, planner: Planner) -> Iterator[Fetched]:
         """Fetches by id. Prefetching workers ask for plans ahead of their steps."""
@@ -210,6 +213,7 @@ class StreamSource(AbstractSource):
         self._order = Repeated(lambda: iter(loader), (loader,))
         self._passes = Passes(lambda: self._portions(self._order.restart()))
         self.one_pass = hasattr(loader, "__next__")
+        self.workers = getattr(loader, "num_workers", 0)
         self.examples = None
         self.plain_order = False
 

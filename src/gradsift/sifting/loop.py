@@ -208,6 +208,11 @@ class SiftedLoader:
         self._setup.clock.load_state_dict(state["clock"])
         self.seconds.spent.update(state["seconds"])
         self._counts.load_state_dict(state["counts"])
+        if self._source.workers and self._source.underway:
+            self._feedback.notice(
+                "this epoch goes on with new loader workers, whose own random numbers nobody has "
+                "saved: augmentation inside them differs until the next epoch begins"
+            )
 
     def settle(self) -> float:
         """Learns now from the step that is over, which the next step would do; returns the time.

@@ -182,7 +182,7 @@ def _random_states() -> dict[str, Any]:
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         "python": random.getstate(),
-        "numpy": [kind, keys.tolist(), place, has_gauss, gauss],
+        "numpy": [kind, np.asarray(keys).tolist(), place, has_gauss, gauss],
     }
 
 
