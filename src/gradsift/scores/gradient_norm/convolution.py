@@ -227,7 +227,7 @@ def _bias(gradient: Tensor) -> AbstractContribution:
     return Whole(gradient.flatten(2).sum(2))
 
 
-@register_rule(nn.Conv1d, nn.Conv2d, nn.Conv3d)
+@register_rule(nn.Conv1d, nn.Conv2d, nn.Conv3d, reads_outputs=False)
 def convolution(use: Use) -> Mapping[str, AbstractContribution]:
     """Stride, padding in every mode, dilation and groups."""
     layer, gradient = use.layer, use.by_example(use.gradient)
@@ -243,7 +243,7 @@ def convolution(use: Use) -> Mapping[str, AbstractContribution]:
     return found
 
 
-@register_rule(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+@register_rule(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, reads_outputs=False)
 def transposed_convolution(use: Use) -> Mapping[str, AbstractContribution]:
     """The same with input and output gradient in exchanged roles."""
     layer, gradient = use.layer, use.by_example(use.gradient)
