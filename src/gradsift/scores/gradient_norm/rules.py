@@ -151,11 +151,9 @@ def find_rule(layer: nn.Module) -> Rule | None:
         >>> find_rule(nn.Linear(1, 1)) is not None, find_rule(nn.ReLU())
         (True, None)
     """
-    if is_altered(layer):
-        return None
     for kind in type(layer).__mro__:
         if kind in _RULES:
-            same = type(layer).forward is kind.forward
+            same = type(layer).forward is kind.forward and not is_altered(layer)
             return _RULES[kind] if same else None
     return None
 
