@@ -1,7 +1,7 @@
 """What exact per-example gradient norms cost: against a plain forward and backward pass.
 
-    python benchmarks/gradient_norm.py [--out FILE.json] [--models …] [--repeats N] [--threads N]
-                                       [--device cpu|cuda]
+    python benchmarks/gradient_norm.py [--out FILE.json] [--markdown FILE.md] [--models …]
+                                       [--repeats N] [--threads N] [--device cpu|cuda]
 
 Every number is the time of a way to get the norms over that of a plain forward and backward pass
 of the mean loss, of the same model on the same batch. Beside it stands the plain pass over itself
@@ -9,7 +9,9 @@ of the mean loss, of the same model on the same batch. Beside it stands the plai
 ``score`` is `gradsift.scores.GradientNorm` (float32, without its check of the first call),
 ``watch`` the same as a by-product of a training step. The others run where they can be imported:
 Opacus (ghost norms where it has them), BackPACK (BatchL2Grad) and `torch.func`. A way that does
-not support a model says so. The norms of each way are compared with those of gradsift.
+not support a model says so: Opacus takes LSTM and attention only as layers of its own. The norms
+of each way are compared with those of gradsift. The process keeps the memory that it has freed, as
+the runs of ``gradsift compare`` do, so that no way is charged for page faults.
 
 Peak memory is that of a process of its own over the plain pass's, above what the process held
 before: from `torch.cuda` on a device, from the high-water mark of the process on Linux.
@@ -26,6 +28,7 @@ import multiprocessing
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -34,6 +37,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from gradsift.comparison.child import KEEPING_MEMORY
 from gradsift.models import build_model
 from gradsift.scores import GradientNorm
 
@@ -43,6 +47,10 @@ VOCABULARY = 1000
 FOREIGN_LIMIT = 0.05
 WAYS = ("score", "watch", "opacus", "backpack", "torch.func")
 Work = Callable[[], Tensor]
+
+
+class OwnLayersError(Exception):
+    """A package has a way for layers of its own alone."""
 
 
 class Transformer(nn.Module):
@@ -175,7 +183,7 @@ class Task:
         if any(
             isinstance(layer, nn.LSTM | nn.MultiheadAttention) for layer in self.model.modules()
         ):
-            raise NotImplementedError("needs Opacus's own layers in place of PyTorch's")
+            raise OwnLayersError
         wrapped = module.GradSampleModuleFastGradientClipping(
             copy.deepcopy(self.model), max_grad_norm=1.0, use_ghost_clipping=True
         )
@@ -276,7 +284,8 @@ def prepared(
             work = given.way(name)
             found = work()
         except Exception as error:  # noqa: BLE001  (any failure of another package is a result)
-            refused[name] = f"no: {type(error).__name__}"
+            own = isinstance(error, OwnLayersError)
+            refused[name] = "no: own layers" if own else f"no: {type(error).__name__}"
             continue
         works[name] = work
         errors[name] = float(((found - exact).abs() / exact).max())
@@ -324,6 +333,8 @@ def paired(upper: list[float], lower: list[float]) -> list[float]:
 def memory(name: str, runs: list[str], options: argparse.Namespace) -> dict[str, float]:
     """Peak memory of each way over the plain pass, each in a process of its own."""
     context = multiprocessing.get_context("spawn")
+    for variable in KEEPING_MEMORY:  # a high-water mark is that of a process that gives it back
+        os.environ.pop(variable, None)
     peaks: dict[str, float] = {}
     for label in ["plain", *runs] if runs else []:
         asked = (name, label, options.batch, options.device, options.threads)
@@ -376,17 +387,46 @@ def tables(rows: list[Row], ways: list[str]) -> str:
     return "\n".join(lines)
 
 
+def markdown(rows: list[Row], ways: list[str], setting: dict[str, object]) -> str:
+    """The same as a page of a repository."""
+    lines = [
+        ", ".join(f"{key} {value}" for key, value in setting.items()) + ".",
+        "",
+        "Times over a plain forward and backward pass, paired medians [quartiles]; peak memory "
+        "over that of the plain pass.",
+        "",
+        "| model | plain | again (A/A) | " + " | ".join(ways) + " | load |",
+        "|---" * (len(ways) + 4) + "|",
+    ]
+    for row in rows:
+        cells = [
+            str(row.ratios[way])
+            + (f"<br>memory {row.memory[way]:.2f}" if way in row.memory else "")
+            for way in ways
+        ]
+        load = row.mark if row.foreign is None else f"{row.mark} ({row.foreign:.1%} foreign)"
+        plain = f"{row.plain_seconds * 1e3:.1f} ms"
+        lines.append(f"| {' | '.join([row.model, plain, str(row.identical), *cells, load])} |")
+    worst = max((row.errors[way] for row in rows for way in ways if way in row.errors), default=0.0)
+    lines += [
+        "",
+        f"Largest relative difference between any two ways' norms and score's: {worst:.0e}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="What exact gradient norms cost.")
     parser.add_argument("--out", type=Path, help="write the measurements to this JSON file")
+    parser.add_argument("--markdown", type=Path, help="write the table to this Markdown file")
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--patience", type=float, default=3.0, help="slower ways run twice")
+    parser.add_argument("--patience", type=float, default=2.0, help="slower ways run twice")
     options = parser.parse_args()
     if options.repeats < 2 or options.batch < 2 or options.threads < 1:
         parser.error("--repeats and --batch must be at least 2, --threads at least 1")
@@ -406,7 +446,13 @@ def main() -> None:
     if options.out is not None:
         result = {"setting": setting, "rows": [{**asdict(row), "mark": row.mark} for row in rows]}
         options.out.write_text(json.dumps(result, indent=2) + "\n")
+    if options.markdown is not None:
+        options.markdown.write_text(markdown(rows, options.ways, setting))
 
 
 if __name__ == "__main__":
+    if not KEEPING_MEMORY.keys() <= os.environ.keys():
+        # Other packages warn about their own hooks and fallbacks.
+        settings = {**KEEPING_MEMORY, "PYTHONWARNINGS": "ignore"}
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **settings})
     main()

@@ -1,5 +1,6 @@
 """Convolutions: every option against a loop over examples, and both forms against each other."""
 
+from itertools import product
 from typing import Any
 
 import pytest
@@ -158,3 +159,22 @@ def test_rows_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_large_image_in_float32() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, stride=2))
     agrees(model, normal(4, 2, 3, 16, 16), score=GradientNorm(precision="float32"))
+
+
+@pytest.mark.parametrize("narrow", [0, 99])
+@pytest.mark.parametrize(("rows", "columns"), [(2, 5), (5, 2)])
+def test_copied_patches_and_shifted_views_agree(
+    narrow: int, rows: int, columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each entry is the sum over positions, written as loops."""
+    monkeypatch.setattr(convolution, "NARROW", narrow)
+    left, image = normal(1, 2, rows, 3), normal(2, 2, columns, 5)
+    found = Correlation(left, image, (2,), (2,), (1,), 1, before=(1,))
+    expected = torch.zeros(2, rows, columns, 2, dtype=torch.float64)
+    for row, column, tap, position in product(range(rows), range(columns), range(2), range(3)):
+        place = 2 * position + tap - 1
+        if place >= 0:
+            expected[:, row, column, tap] += left[:, row, position] * image[:, column, place]
+    assert_close(found.gradients(slice(0, 2)), expected.flatten(1), 1e-12)
+    assert_close(found.by_taps(slice(0, 2)), expected.flatten(1).square().sum(1), 1e-12)
+    assert_close(found.by_pixels(slice(0, 2)), expected.flatten(1).square().sum(1), 1e-12)

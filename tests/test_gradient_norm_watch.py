@@ -285,6 +285,31 @@ def test_nothing_is_kept_alive() -> None:
     assert [ref() for ref in alive] == [None, None]
 
 
+def test_no_memory_is_held_that_the_step_would_free() -> None:
+    """Every number that waits for the backward pass is one that PyTorch has saved for it too."""
+    layers = [nn.Conv2d(2, 4, 3), nn.GroupNorm(2, 4), nn.ReLU(), nn.Flatten(), nn.Linear(36, 4)]
+    model = filled(nn.Sequential(*layers, nn.LayerNorm(4), nn.ReLU(), nn.Linear(4, 3)))
+    saved: set[int] = set()
+
+    def save(value: Tensor) -> Tensor:
+        saved.add(value.untyped_storage().data_ptr())
+        return value
+
+    with GradientNorm().watch(model, 6) as seen:
+        with torch.autograd.graph.saved_tensors_hooks(save, lambda value: value):
+            loss = LOSS(model(normal(2, 6, 2, 5, 5)), Y).mean()
+        kept = [
+            part
+            for call in seen._capture.calls
+            for part in (*call.args, *call.outputs, *(value for value, _ in call.versions))
+        ]
+        loss.backward()
+    assert len(kept) == 5 * 3
+    for part in kept:
+        storage = part.untyped_storage()
+        assert storage.nbytes() == 8 or storage.data_ptr() in saved
+
+
 OPTIMIZERS: dict[str, Any] = {
     "adam": lambda p: torch.optim.Adam(p, 0.1, betas=(0.8, 0.9)),
     "amsgrad": lambda p: torch.optim.Adam(p, 0.1, amsgrad=True),

@@ -22,7 +22,7 @@ from gradsift.scores.gradient_norm.attention_standin import AttentionStandin
 from gradsift.scores.gradient_norm.contributions import AbstractContribution, combine
 from gradsift.scores.gradient_norm.graph import Passage, edges, parameters_outside
 from gradsift.scores.gradient_norm.lstm_stack import LstmStandin
-from gradsift.scores.gradient_norm.rules import Use, rule_of, widened
+from gradsift.scores.gradient_norm.rules import Use, as_read, rule_of, widened
 from gradsift.scores.gradient_norm.units import Unit
 
 Scales = Mapping[nn.Parameter, Tensor]
@@ -168,7 +168,7 @@ class Capture(AbstractContextManager["Capture"]):
             unit=unit,
             args=_detached(args),
             kwargs=_detached(kwargs) if kwargs else kwargs,
-            outputs=tuple(value.detach() for value in found),
+            outputs=tuple(as_read(unit.rule, value) for value in found),
             passage=Passage(edges(given), edges(found), () if record is None else record.edges),
             versions=tuple((value, value._version) for value in map(torch.detach, given)),
             random_state=self._states.pop(module, None),

@@ -4,7 +4,7 @@ The gradient of a weight is a correlation, ``G[o, c, k] = Σ_p left[o, p] · ima
 with left the output gradient and image the padded input; for a transposed convolution the input
 is left and the output gradient the image. Strides are taken apart into phases: ``image[s·q + φ]``
 is an image of its own for each φ, in which every kernel position k is a plain shift. With both
-sides on one grid, flattened, a shift is a view, so no patch is ever copied:
+sides on one grid, flattened, a shift is a view, so no patch is copied but for narrow images:
 
 * by taps: one matrix product ``left · imageᵀ`` for each kernel position;
 * by pixels: ``‖G‖² = Σ_{p,q} ⟨left_p, left_q⟩ Σ_k ⟨image_{p+k}, image_{q+k}⟩``, where the inner
@@ -36,7 +36,7 @@ AT_ONCE = 2**20
 """Numbers of both sides that are laid out on the grid at one time, unless one row has more."""
 
 NARROW = 8
-"""Columns below which the taps share one matrix product: a narrow one wastes its time."""
+"""Columns below which patches are copied for one matrix product: narrow products waste time."""
 
 
 @dataclass(frozen=True)
@@ -161,23 +161,26 @@ class Correlation(AbstractContribution):
             pixels = torch.bmm(image.transpose(1, 2), image).view(size, *self.grid, *self.grid)
             for tap in self.taps:
                 if tap.phase == phase:
-                    total += pixels[_window(tap.shift, positions)]
+                    spans = _spans(tap.shift, positions)
+                    total += pixels[:, *spans, *spans]
         return total.mul_(lefts).flatten(1).sum(1).clamp_min_(0.0)
 
     def _products(self, rows: slice) -> Iterator[Tensor]:
         """``left · imageᵀ`` for each tap: ``[batch·groups, rows, columns]``."""
-        left, grid = self.left[rows], self.grid
+        left, grid, images = self.left[rows], self.grid, self._phases(rows)
+        if self.image.shape[1] < NARROW:
+            shifts = [(tap.phase, _spans(tap.shift, left.shape[2:])) for tap in self.taps]
+            views = [images[phase].unflatten(2, grid)[..., *spans] for phase, spans in shifts]
+            found = _outer(left.flatten(2), torch.cat(views, 1).flatten(2))
+            yield from found.split(self.image.shape[1], 2)
+            return
         widths = [(0, far - size) for size, far in zip(left.shape[3:], grid[1:], strict=True)]
         padded = _padded(left, [width for pair in reversed(widths) for width in pair]).flatten(2)
         last = _flat([size - 1 for size in left.shape[2:]], grid) + 1
-        padded, images = padded[:, :, :last], self._phases(rows)
-        starts = [(tap.phase, _flat(tap.shift, grid)) for tap in self.taps]
-        views = [images[phase][:, :, start : start + last] for phase, start in starts]
-        if self.image.shape[1] < NARROW:
-            yield from _outer(padded, torch.cat(views, 1)).split(self.image.shape[1], 2)
-            return
-        for view in views:
-            yield _outer(padded, view)
+        padded = padded[:, :, :last]
+        for tap in self.taps:
+            start = _flat(tap.shift, grid)
+            yield _outer(padded, images[tap.phase][:, :, start : start + last])
 
     def _phases(self, rows: slice) -> dict[Offsets, Tensor]:
         """The image as the strides see it: ``[batch·groups, columns, grid]`` for each phase."""
@@ -218,16 +221,15 @@ def _flat(place: Any, grid: Offsets) -> int:
     return found
 
 
-def _window(shift: Offsets, positions: Any) -> tuple[slice, ...]:
-    spans = [slice(far, far + size) for far, size in zip(shift, positions, strict=True)]
-    return (slice(None), *spans, *spans)
+def _spans(shift: Offsets, positions: Any) -> list[slice]:
+    return [slice(far, far + size) for far, size in zip(shift, positions, strict=True)]
 
 
 def _bias(gradient: Tensor) -> AbstractContribution:
     return Whole(gradient.flatten(2).sum(2))
 
 
-@register_rule(nn.Conv1d, nn.Conv2d, nn.Conv3d)
+@register_rule(nn.Conv1d, nn.Conv2d, nn.Conv3d, reads_outputs=False)
 def convolution(use: Use) -> Mapping[str, AbstractContribution]:
     """Stride, padding in every mode, dilation and groups."""
     layer, gradient = use.layer, use.by_example(use.gradient)
@@ -243,7 +245,7 @@ def convolution(use: Use) -> Mapping[str, AbstractContribution]:
     return found
 
 
-@register_rule(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+@register_rule(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, reads_outputs=False)
 def transposed_convolution(use: Use) -> Mapping[str, AbstractContribution]:
     """The same with input and output gradient in exchanged roles."""
     layer, gradient = use.layer, use.by_example(use.gradient)

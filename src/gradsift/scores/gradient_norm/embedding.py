@@ -70,7 +70,7 @@ class Rows(AbstractContribution):
         return squares.new_zeros(self.count).index_add_(0, keys // self.rows, squares)
 
 
-@register_rule(nn.Embedding)
+@register_rule(nn.Embedding, reads_outputs=False)
 def embedding(use: Use) -> Mapping[str, AbstractContribution]:
     """Repeated tokens add up, and ``padding_idx`` receives nothing."""
     layer = use.layer

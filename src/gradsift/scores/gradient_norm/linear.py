@@ -8,7 +8,7 @@ from gradsift.scores.gradient_norm.contributions import AbstractContribution, Ou
 from gradsift.scores.gradient_norm.rules import Use, register_rule
 
 
-@register_rule(nn.Linear)
+@register_rule(nn.Linear, reads_outputs=False)
 def linear(use: Use) -> Mapping[str, AbstractContribution]:
     """Two norms for a vector, Gram form or written out for a sequence (Goodfellow 2015).
 

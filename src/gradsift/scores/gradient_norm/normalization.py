@@ -9,7 +9,7 @@ from gradsift.scores.gradient_norm.contributions import AbstractContribution, Wh
 from gradsift.scores.gradient_norm.rules import Use, register_rule
 
 
-@register_rule(nn.LayerNorm, nn.RMSNorm)
+@register_rule(nn.LayerNorm, nn.RMSNorm, reads_outputs=False)
 def over_features(use: Use) -> Mapping[str, AbstractContribution]:
     """A scale for every feature, over the last dimensions; positions add up."""
     layer, inputs, gradient = use.layer, use.input, use.gradient
@@ -31,13 +31,13 @@ def _positions_added(use: Use, values: Tensor, last: int) -> Whole:
     return Whole(flat.reshape(use.count, -1, flat.shape[-1]).sum(1))
 
 
-@register_rule(nn.GroupNorm)
+@register_rule(nn.GroupNorm, reads_outputs=False)
 def by_group(use: Use) -> Mapping[str, AbstractContribution]:
     """A scale for every channel."""
     return _by_channel(use, F.group_norm(use.input, use.layer.num_groups, eps=use.layer.eps))
 
 
-@register_rule(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+@register_rule(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, reads_outputs=False)
 def by_instance(use: Use) -> Mapping[str, AbstractContribution]:
     """A scale for every channel; statistics of the example, or running ones in eval mode."""
     layer = use.layer
@@ -48,7 +48,9 @@ def by_instance(use: Use) -> Mapping[str, AbstractContribution]:
     )
 
 
-@register_rule(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+@register_rule(
+    nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, reads_outputs=False
+)
 def by_running_statistics(use: Use) -> Mapping[str, AbstractContribution]:
     """Frozen statistics; those of a batch are refused before (`units`)."""
     layer, inputs = use.layer, use.input

@@ -27,7 +27,8 @@ class Use:
             ``layer.named_parameters()``.
         args: of the call, detached.
         kwargs: of the call, detached.
-        outputs: every tensor that the call returned, detached.
+        outputs: every tensor that the call returned, detached; of a rule that reads none of them,
+            shapes, types and devices alone.
         gradients: of the summed losses, one for each output; None where none came back.
         count: how many examples.
         random_state: of the default CPU generator before the call.
@@ -80,9 +81,10 @@ Rule = Callable[[Use], Mapping[str, AbstractContribution]]
 """From a use to a contribution for each of ``use.wanted``."""
 
 _RULES: dict[type[nn.Module], Rule] = {}
+_BLIND: set[Rule] = set()
 
 
-def register_rule(*layers: type[nn.Module]) -> Callable[[Rule], Rule]:
+def register_rule(*layers: type[nn.Module], reads_outputs: bool = True) -> Callable[[Rule], Rule]:
     """Registers a rule for layers: how ``∂ℓ_i/∂p`` follows from one call and its gradients.
 
     The rule receives a `Use` and returns, for each name in ``use.wanted``, a contribution: `Whole`
@@ -92,6 +94,8 @@ def register_rule(*layers: type[nn.Module]) -> Callable[[Rule], Rule]:
 
     Args:
         layers: module classes; subclasses are included unless they override ``forward``.
+        reads_outputs: whether the rule looks at the numbers of ``use.outputs``. Where it does not,
+            they are not kept: PyTorch itself lets go of an output that no later layer saves.
 
     Raises:
         UsageError: for something that is not a module class.
@@ -121,9 +125,23 @@ def register_rule(*layers: type[nn.Module]) -> Callable[[Rule], Rule]:
     def register(rule: Rule) -> Rule:
         for layer in layers:
             _RULES[layer] = rule
+        (_BLIND.discard if reads_outputs else _BLIND.add)(rule)
         return rule
 
     return register
+
+
+def as_read(rule: Rule, output: Tensor) -> Tensor:
+    """An output of a layer as its rule reads it: one number in place of all where it reads none.
+
+    Example:
+        >>> import torch
+        >>> linear = rule_of(nn.Linear)
+        >>> kept = as_read(linear, torch.ones(128, 10))
+        >>> kept.shape, kept.untyped_storage().nbytes()
+        (torch.Size([128, 10]), 4)
+    """
+    return output.new_empty(()).expand(output.shape) if rule in _BLIND else output.detach()
 
 
 def find_rule(layer: nn.Module) -> Rule | None:
@@ -133,11 +151,9 @@ def find_rule(layer: nn.Module) -> Rule | None:
         >>> find_rule(nn.Linear(1, 1)) is not None, find_rule(nn.ReLU())
         (True, None)
     """
-    if is_altered(layer):
-        return None
     for kind in type(layer).__mro__:
         if kind in _RULES:
-            same = type(layer).forward is kind.forward
+            same = type(layer).forward is kind.forward and not is_altered(layer)
             return _RULES[kind] if same else None
     return None
 
