@@ -199,7 +199,7 @@ class SiftedLoader:
             self._feedback.notice(
                 "the model has BatchNorm in train mode: its loss is no sum over examples, so "
                 "weights keep no gradient unbiased, and running statistics follow the examples "
-                "picked; recalibrate them before evaluation, or use GroupNorm"
+                "picked: call gradsift.recalibrate_batch_norm before evaluation, or use GroupNorm"
             )
 
     def _prepare(self, fetched: Fetched, data: Any) -> WeightedBatch:

@@ -146,6 +146,12 @@ class Together(AbstractRanks):
             ) from error
 
 
+def current_rank() -> int:
+    """Of this process in `torch.distributed`; 0 where that is not in use."""
+    ready = dist.is_available() and dist.is_initialized()
+    return dist.get_rank() if ready else 0
+
+
 def find_ranks(
     rank: int | None, world_size: int | None, description: str, *, scored: bool
 ) -> AbstractRanks:
@@ -158,7 +164,7 @@ def find_ranks(
         scored: whether there are scores to share.
     """
     ready = dist.is_available() and dist.is_initialized()
-    mine, size = (dist.get_rank(), dist.get_world_size()) if ready else (0, 1)
+    mine, size = current_rank(), dist.get_world_size() if ready else 1
     whole = rank in (None, mine) and world_size in (None, size)
     if ready and whole and size > 1 and scored:
         return Together(description, PATIENCE)
