@@ -177,6 +177,15 @@ def check_alone() -> list[int]:
     return next(iter(train)).indices.tolist()
 
 
+def check_log(folder: Path) -> list[str]:
+    """Both name a folder; only rank 0 writes."""
+    train = gradsift.sift(
+        loader(), network(), LOSS, recipe="pool", log=folder / f"log-{dist.get_rank()}"
+    )
+    next(iter(train))
+    return sorted(path.name for path in folder.glob(f"log-{dist.get_rank()}/*"))
+
+
 def check_silence() -> str:
     """Rank 1 stays away from the second batch."""
     together.PATIENCE = timedelta(seconds=2)
@@ -211,7 +220,8 @@ def main(rank: int, folder: Path) -> None:
     )
     dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
     results = {}
-    for name, check in CHECKS.items():
+    checks = {"log": lambda: check_log(folder), **CHECKS}
+    for name, check in checks.items():
         results[name] = check()
         torch.save(results, folder / f"rank-{rank}.pt")
     dist.destroy_process_group()

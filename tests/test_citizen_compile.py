@@ -1,7 +1,8 @@
 """Compiled models: nothing is compiled again after warm-up, by dynamo's own counters.
 
-`auto` with ``spend="batch"`` changes the batch size when it opens, and so compiles once more, for
-any size, at that moment: the one exception.
+Exceptions: a source that opens later has its first batches then. `auto` with ``spend="batch"``
+changes the batch size when it opens, and so compiles once more, for any size, and once for a batch
+of one example, which dynamo always treats apart.
 """
 
 from collections.abc import Iterator
@@ -54,7 +55,8 @@ def test_nothing_is_compiled_after_warm_up(family: str, monkeypatch: pytest.Monk
     probe_now_and_then(monkeypatch)
     loop = Watched(family, Feature(network, wrap=compiled))
     loop.run(60, every=0)
-    opened = 24 if family == "two-stage" else 0
+    gate = loop.train.gate or {}
+    opened = 24 if family == "two-stage" else gate.get("opened_at_step") or 0
     later = loop.graphs[max(WARM, opened + 2) :]
     assert loop.graphs[0] > 0
     assert len(set(later)) == 1
@@ -67,7 +69,7 @@ def test_a_new_batch_size_compiles_once_for_all() -> None:
     loop.train.policy._spending._spend = "batch"
     loop.run(420, every=0)
     assert loop.train.gate["state"] == "on"
-    assert max(loop.graphs) - loop.graphs[WARM] <= 1
+    assert 1 <= max(loop.graphs) - loop.graphs[WARM] <= 2
 
 
 def test_a_module_compiled_in_place() -> None:

@@ -193,6 +193,7 @@ def test_a_stream_has_no_table() -> None:
 
 @pytest.mark.parametrize("family", STREAMS)
 @pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
 def test_torchdatas_stateful_loader_is_a_stream(family: str, workers: int) -> None:
     """Its workers are its own: it is iterated as it is, so no id can be asked for."""
     stateful = pytest.importorskip("torchdata.stateful_dataloader")

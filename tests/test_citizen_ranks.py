@@ -177,6 +177,10 @@ def test_processes_can_be_kept_to_themselves(results: Results) -> None:
     assert first != second
 
 
+def test_only_the_first_rank_writes_the_log(results: Results) -> None:
+    assert [result["log"] for result in results] == [["metrics.jsonl"], []]
+
+
 def test_a_rank_that_stays_away_is_noticed(results: Results) -> None:
     assert results[0]["silence"].startswith(
         "TogetherError: rank 0 heard nothing from another rank within 2 s"

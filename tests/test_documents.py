@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,32 @@ def test_the_page_on_resuming_runs_as_written(
         for block in blocks(page, "python"):
             exec(compile(block, "resume.md", "exec"), names)
     assert (tmp_path / "run.pt").stat().st_size > 0
+
+
+def test_every_block_of_your_own_loop_runs_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one of one process; two of them are in `test_citizen_ranks.py`."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    for name, value in (("MASTER_ADDR", "localhost"), ("MASTER_PORT", port)):
+        monkeypatch.setenv(name, value)
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "1")):
+        monkeypatch.setenv(name, value)
+    page = (ROOT / "docs/your-own-loop.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {}
+    found = blocks(page, "python")
+    assert len(found) == page.count("\n## ") - 1
+    for block in found:
+        names.pop("train", None)
+        names |= prepared()
+        before = [value.detach().clone() for value in names["model"].parameters()]
+        exec(compile(block, "your-own-loop.md", "exec"), names)
+        after = list(names["model"].parameters())
+        assert len(before) != len(after) or not torch.equal(before[0], whole(after[0]))
+
+
+def whole(parameter: Any) -> torch.Tensor:
+    return parameter._local_tensor if hasattr(parameter, "device_mesh") else parameter
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)

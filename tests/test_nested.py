@@ -220,3 +220,12 @@ def test_length_is_that_of_the_first_tensor_with_rows() -> None:
 def test_a_batch_without_rows_is_refused(batch: Any) -> None:
     with pytest.raises(UsageError, match=f"a {type(batch).__name__} without any tensor"):
         length(batch)
+
+
+def test_channels_last_stays_channels_last() -> None:
+    pictures = torch.randn(5, 3, 4, 4).contiguous(memory_format=torch.channels_last)
+    for chosen in (take(pictures, torch.tensor([4, 0, 4]), 5), take(pictures, slice(1, 3), 5)):
+        assert chosen.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(take(pictures, torch.tensor([4, 0]), 5), pictures[[4, 0]])
+    joined = concatenate([pictures, pictures])
+    assert joined.is_contiguous(memory_format=torch.channels_last)

@@ -17,6 +17,7 @@ from gradsift.scores.base import Forward, call_model
 from gradsift.sifting.loop import SiftedLoader as SiftedLoader
 from gradsift.sifting.setup import Setup
 from gradsift.sifting.spending import choose_spend
+from gradsift.sifting.together import place
 from gradsift.sifting.wrapped import bare
 
 _alive: "weakref.WeakValueDictionary[int, SiftedLoader]" = weakref.WeakValueDictionary()
@@ -117,7 +118,7 @@ def sift(
             rank=rank,
             world_size=world_size,
             clock=clock or WallClock(),
-            log=NullLog() if log is None or rank else _open_log(log),
+            log=NullLog() if log is None or _follows(rank) else _open_log(log),
         ),
     )
     _alive[id(loader)] = sifted
@@ -128,6 +129,11 @@ def _description_of_living(loader: Any) -> str | None:
     """In words, so that no traceback keeps the first one alive."""
     first = _alive.get(id(loader))
     return None if first is None else str(first)
+
+
+def _follows(rank: int | None) -> bool:
+    """Whether another process writes the log."""
+    return (place()[0] if rank is None else rank) != 0
 
 
 def _open_log(log: str | Path | AbstractLog) -> AbstractLog:

@@ -24,6 +24,7 @@ from gradsift.scores.untouched import random_states
 from gradsift.sifting.auto import Auto
 from gradsift.sifting.loop import SiftedLoader
 from gradsift.sifting.setup import Setup
+from gradsift.sifting.wrapped import bare
 
 LOOKING = Recipe(source="auto", gate=MeasuredGate(margin=math.inf, allowance=1.0), name="probe")
 """Measures without an allowance, and never draws by what it finds."""
@@ -156,7 +157,7 @@ def probe(
     _check(model, optimizer, seconds)
     clock = clock or WallClock()
     with _untouched_randomness(loader):
-        twin, stepper = copy.deepcopy((model, optimizer))
+        twin, stepper = copy.deepcopy((bare(model), optimizer))
         setup = Setup(
             model=twin,
             loss_fn=loss_fn,

@@ -97,8 +97,8 @@ def first_notices(setup: Setup, *, one_pass: bool, plain_order: bool) -> list[st
     if recipe.scored and any(layer.training for layer in batch_norms(setup.model)):
         said.append(
             "the model has BatchNorm in train mode: its loss is no sum over examples, so weights "
-            "keep no gradient unbiased, and running statistics follow the examples picked; "
-            "recalibrate them before evaluation, or use GroupNorm"
+            "keep no gradient unbiased, and running statistics follow the examples picked: call "
+            "gradsift.recalibrate_batch_norm before evaluation, or use GroupNorm"
         )
     return said
 
