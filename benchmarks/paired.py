@@ -36,6 +36,14 @@ class TurnClock(AbstractClock):
         """Real time passes by itself."""
         del trained, scored
 
+    def state_dict(self) -> dict[str, Any]:
+        """Seconds of the turns that are over."""
+        return {"seconds": self._before}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from there."""
+        self._before = float(state["seconds"])
+
     @contextmanager
     def turn(self) -> Iterator[None]:
         """Runs for a block."""
