@@ -85,7 +85,7 @@ class Feedback:
         if self._last_reported == self._counts.steps:
             return
         self._last_reported = self._counts.steps
-        version = self.versions.read() if self._policy.learns else self._counts.steps
+        version = self.versions.read()
         if self._watch is not None and self._watch.looks:
             self._watch.expect(losses, lambda norms: self._told(batch, losses, norms, version))
             return

@@ -71,8 +71,8 @@ class SiftedLoader:
 
     @property
     def updates(self) -> int:
-        """The version of the latest scores: updates that the parameters have taken; at least 1."""
-        return max(1, self._feedback.versions.count if self.policy.learns else self.steps)
+        """Updates that the parameters have taken, as their version counters tell; at least 1."""
+        return max(1, self._feedback.versions.count)
 
     @property
     def examples_trained(self) -> int:
