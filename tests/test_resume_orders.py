@@ -144,6 +144,19 @@ def test_pools_from_every_step(name: str) -> None:
     check_the_rest(LOADERS[name], "pool", range(9))
 
 
+@pytest.mark.parametrize("name", LOADERS)
+def test_between_two_epochs(name: str) -> None:
+    with torch.random.fork_rng():
+        train, again = (sifted(LOADERS[name], "uniform") for _ in range(2))
+        assert len([*train]) > 1
+        state, random = train.state_dict(), (torch.get_rng_state(), np.random.get_state())
+        expected = list(islice(epochs(train), 6))
+        again.load_state_dict(through_a_file(state))
+        torch.set_rng_state(random[0])
+        np.random.set_state(random[1])
+        assert list(islice(epochs(again), 6)) == expected
+
+
 def check_the_rest(build: Callable[[], Any], recipe: str, places: range, count: int = 9) -> None:
     """Nothing is trained here, so that ids and data alone are compared, over two epochs."""
     with torch.random.fork_rng():

@@ -352,7 +352,7 @@ KILLS = 20
 @pytest.mark.slow
 def test_kill_9_at_random_moments(tmp_path):
     """Every step writes a checkpoint, so that many of the moments are in the middle of one."""
-    chosen = settings(60, recipe="table", model="mlp")
+    chosen = settings(25, recipe="table", model="mlp")
     before = time.perf_counter()
     start(tmp_path / "whole", chosen, EACH)
     seconds = time.perf_counter() - before

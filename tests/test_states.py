@@ -1,6 +1,7 @@
 """Every part that learns can be saved, and what goes on from its state is the same to the bit."""
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,8 +14,11 @@ from gradsift.monitors.health import HealthMonitor
 from gradsift.monitors.log import JsonLines, NullLog
 from gradsift.monitors.steps import StepLog
 from gradsift.monitors.timing import Allowance, StepTimes
-from gradsift.records import Draw, Plan
-from gradsift.sifting.evidence import Costs
+from gradsift.recipes import recipes
+from gradsift.records import Draw, Plan, ScoreUpdate
+from gradsift.sifting.evidence import Costs, Evidence
+from gradsift.sifting.memory import Memory
+from gradsift.sifting.probes import Probes
 from gradsift.sifting.setup import Counts
 from gradsift.sifting.spending import Spending
 
@@ -102,6 +106,38 @@ def test_health_goes_on_and_belongs_to_its_data() -> None:
     assert int(state["draws"].sum()) == 12  # a copy, which later draws leave alone
     with pytest.raises(UsageError, match="the draws of 5 examples"):
         HealthMonitor(6).load_state_dict(state)
+
+
+@pytest.mark.parametrize("cut", [3, 10, 13])
+def test_a_memory_goes_on_with_prices_means_and_windows(cut: int) -> None:
+    def memory() -> Memory:
+        return Memory(recipes["auto"], 256, seed=1, adapts=True, steps=8)
+
+    def step(kept: Memory, number: int, generator: torch.Generator) -> list[int]:
+        shown = torch.Generator().manual_seed(number)
+        ids = torch.randint(256, (8,), generator=shown)
+        scores = torch.rand(8, generator=shown).exp() * (1 + ids)
+        ones = torch.ones(8, dtype=torch.float64)
+        kept.learn(ScoreUpdate(ids, scores, number, ids % 3), ones)
+        kept.passed(64)
+        return kept.draw(8, generator).positions.tolist()
+
+    whole, first, second = memory(), memory(), memory()
+    one, other = (torch.Generator().manual_seed(5) for _ in range(2))
+    expected = [step(whole, number, one) for number in range(20)]
+    found = [step(first, number, other) for number in range(cut)]
+    second.load_state_dict(first.state_dict())
+    assert found + [step(second, number, other) for number in range(cut, 20)] == expected
+    assert second.prices.batches == whole.prices.batches > 6
+    assert str(second.state_dict()) == str(whole.state_dict())
+
+
+def test_probes_take_turns_across_a_break() -> None:
+    chooser: Any = SimpleNamespace(setup=SimpleNamespace(clock=None))
+    first, second = (Probes(chooser, Evidence(), None) for _ in range(2))
+    first.load_state_dict({"next": 2})
+    second.load_state_dict(copied(first.state_dict()))
+    assert second.state_dict() == {"next": 2}
 
 
 @pytest.mark.parametrize("paused", [False, True])

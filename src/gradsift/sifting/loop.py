@@ -158,7 +158,7 @@ class SiftedLoader:
             >>> model, loss_fn = torch.nn.Linear(5, 3), torch.nn.CrossEntropyLoss(reduction="none")
             >>> def sifted():
             ...     loader = torch.utils.data.DataLoader(data, batch_size=16, shuffle=True)
-            ...     return gradsift.sift(loader, model, loss_fn, recipe="pool")
+            ...     return gradsift.sift(loader, model, loss_fn, recipe="uniform")
             >>> train, again = sifted(), sifted()
             >>> batches = iter(train)
             >>> loss = next(batches).loss(model(data.tensors[0][:16]))
