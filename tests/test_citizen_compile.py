@@ -5,6 +5,7 @@ changes the batch size when it opens, and so compiles once more, for any size, a
 of one example, which dynamo always treats apart.
 """
 
+import os
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -23,10 +24,13 @@ WARM = 14
 
 @pytest.fixture(autouse=True)
 def _fresh_counters() -> Iterator[None]:
+    environment = dict(os.environ)  # inductor adds to it at its first use
     torch._dynamo.reset()
     counters.clear()
     yield
     torch._dynamo.reset()
+    for name in os.environ.keys() - environment.keys():
+        del os.environ[name]
 
 
 def compiled(model: nn.Module, backend: str = "eager") -> Any:

@@ -155,7 +155,8 @@ def test_gradients_are_the_direct_ones(
     loop = Loop(family, FEATURES[feature])
     loop.run(STEPS.get(family, 40))
     assert loop.compared >= 2
-    assert any(loop.drawn) == (family != "uniform")
+    if family != "auto":  # which opens when its measurements say so
+        assert any(loop.drawn) == (family != "uniform")
     assert loop.train.updates == loop.updates - loop.skipped
     assert not any("BatchNorm" in notice for notice in loop.train.notices)
 

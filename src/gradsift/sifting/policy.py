@@ -166,6 +166,7 @@ class SwitchedPool(AbstractPolicy):
         self._recipe = recipe
         self._gate = gate
         self._chooser = chooser
+        self._steps = 0
         self._free = isinstance(recipe.score, AbstractOutputScore)
 
     @property
@@ -187,7 +188,12 @@ class SwitchedPool(AbstractPolicy):
         """As from a pool, but for nothing."""
         del weights
         if not drawn:
-            self.see(update.score, update.version)
+            self.see(update.score, self._steps + 1)
+
+    def timed(self, plan: Plan, seconds: float, loading: float) -> None:
+        """Counts steps, which updates may be fewer than."""
+        del plan, seconds, loading
+        self._steps += 1
 
     def inspect(self, arrived: Candidates, portion: Portion, batch_size: int) -> Tensor | None:
         """Scores the batch where its training step cannot."""
