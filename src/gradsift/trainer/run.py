@@ -122,8 +122,7 @@ def _prepare(
     paused = PausableClock(inner)
     if out is not None:
         require_free(out)
-    logs = [*([] if out is None else [JsonLines(out)]), *([] if log is None else [log])]
-    together = SeveralLogs(*logs)
+    together = SeveralLogs(*([] if log is None else [log]))
     train = sift(
         loader,
         model,
@@ -135,6 +134,8 @@ def _prepare(
         clock=paused,
         log=together,
     )
+    if out is not None:
+        together.logs = (JsonLines(out), *together.logs)
     return Loop(
         problem=problem,
         settings=settings,
