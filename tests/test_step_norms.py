@@ -12,6 +12,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import gradsift
 from gradsift import Recipe, SiftedLoader
+from gradsift.budget import parse_budget
+from gradsift.data.named import ReadOptions, load_problem
 from gradsift.errors import UsageError
 from gradsift.records import ScoreUpdate
 from gradsift.sampling.distributions import Mixed, Proportional
@@ -19,6 +21,7 @@ from gradsift.sampling.draws import Stratified
 from gradsift.scores import GradientNorm
 from gradsift.scores.gradient_loop import gradient_norms
 from gradsift.sifting.watching import StepWatch
+from gradsift.trainer import Settings, run
 from norms import LOSS, filled, normal
 from twins import assert_close
 
@@ -231,18 +234,30 @@ def test_the_log_has_the_efficiency_of_the_draws(tmp_path: Path) -> None:
     assert all(0 < kappa <= 1 + 1e-9 for kappa in known)
 
 
-def test_what_cannot_be_watched_is_said_at_the_first_batch() -> None:
+def test_what_cannot_be_watched_is_said_before_the_first_step() -> None:
     norm: Any = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(12), nn.Linear(12, 3)).double()
     compiled: Any = torch.compile(dense(), backend="eager")
     for model, message in (
         (norm, "normalises by the statistics of its batch"),
         (compiled, "watch received a compiled model"),
     ):
-        train = gradsift.sift(loader(), model, LOSS, recipe=recipe())
         with pytest.raises(UsageError, match=message):
-            next(iter(train))
+            gradsift.sift(loader(), model, LOSS, recipe=recipe())
+    later = gradsift.sift(loader(), norm.eval(), LOSS, recipe=recipe())
+    norm.train()
+    with pytest.raises(UsageError, match="normalises by the statistics of its batch"):
+        next(iter(later))
     linear = nn.Linear(12, 3).double()
     with pytest.raises(UsageError, match="watches training steps and received a function"):
         gradsift.sift(loader(), lambda x: linear(x.flatten(1)), LOSS, recipe=recipe())
     with pytest.raises(UsageError, match="source 'auto' received the score GradientNorm"):
         Recipe(source="auto", score=GradientNorm())
+
+
+def test_a_run_that_cannot_be_watched_writes_nothing(tmp_path: Path) -> None:
+    settings = Settings(
+        model="wrn-10-1", norm="batch", recipe="table-exact", budget=parse_budget("2steps")
+    )
+    with pytest.raises(UsageError, match="normalises by the statistics of its batch"):
+        run(load_problem("digits", ReadOptions()), settings, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()

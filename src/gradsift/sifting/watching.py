@@ -26,7 +26,8 @@ class StepWatch:
         model: that is trained.
 
     Raises:
-        UsageError: for a model that is no module, which cannot be watched.
+        UsageError: for a model that cannot be watched: no module, compiled, or with batch
+            statistics in train mode.
 
     Example:
         >>> model, told = nn.Linear(2, 1, bias=False), []
@@ -46,6 +47,7 @@ class StepWatch:
                 f"{type(model).__name__} as the model, expected a torch.nn.Module: use "
                 "OutputGradient() for other callables"
             )
+        score.watch(model, 1)
         self._score = score
         self._model = model
         self._watch: Watch | None = None

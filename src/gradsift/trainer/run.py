@@ -128,8 +128,7 @@ def _prepare(
     model = make_model(problem, settings).to(device)
     inner = WallClock(device) if clock is None else clock
     paused = PausableClock(inner)
-    logs = [*([] if keeper is None else [keeper.open_log()]), *([] if log is None else [log])]
-    together = SeveralLogs(*logs)
+    together = SeveralLogs(*([] if log is None else [log]))
     train = sift(
         loader,
         model,
@@ -141,6 +140,8 @@ def _prepare(
         clock=paused,
         log=together,
     )
+    if keeper is not None:
+        together.logs = (keeper.open_log(), *together.logs)
     return Loop(
         problem=problem,
         settings=settings,
