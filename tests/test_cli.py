@@ -21,10 +21,12 @@ from gradsift.report.runs import read_run
 from gradsift.trainer import Point
 
 READING = ["--label", "--drop", "--missing", "--task", "--unit", "--context"]
+PARALLEL = ["--workers", "--delay", "--backend", "--compensation", "--rho", "--bound"]
 FLAGS = [
     *("--data", *READING, "--model", "--recipe", "--batch-size", "--pool-ratio", "--lr"),
     *("--weight-decay", "--schedule"),
     *("--optimizer", "--norm", "--spend", "--budget", "--seed", "--device", "--out", "--clock"),
+    *PARALLEL,
 ]
 SHORT = ("train", "--budget", "12steps", "--clock", "virtual")
 
@@ -92,7 +94,7 @@ def test_every_flag_reaches_the_run(workplace, capsys):
         "--out": "o",
         "--clock": "virtual",
     }
-    assert list(flags) == [flag for flag in FLAGS if flag not in READING]
+    assert list(flags) == [flag for flag in FLAGS if flag not in (*READING, *PARALLEL)]
     assert entry.main(["train", *(word for pair in flags.items() for word in pair)]) == 0
     run = read_run(workplace / "o")
     found = run.event("settings")

@@ -8,6 +8,7 @@ from torch.optim import SGD, Adam, RMSprop
 
 from gradsift.errors import UsageError
 from gradsift.parallel import (
+    AbstractCompensation,
     AdaptiveDelayCompensated,
     ConstantDelay,
     DelayCompensated,
@@ -137,7 +138,7 @@ def test_corrections_make_a_gradient_older():
     """Age is counted in versions: two gradients and one replay make three."""
     seen = []
 
-    class Spy(LearningRateByAge.__base__):
+    class Spy(AbstractCompensation):
         def correct(self, gradients, lateness):
             seen.append((lateness.age, lateness.worker))
             return list(gradients)

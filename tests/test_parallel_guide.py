@@ -207,8 +207,8 @@ def test_weighted_replay_is_the_window_mean_in_expectation():
         p = replay_probabilities(losses, uniform)
         assert float(p.sum()) == pytest.approx(1, abs=1e-12)
         vectors = torch.randn(n, 3, dtype=torch.float64, generator=generator)
-        expected = sum(float(p[k]) / (n * float(p[k])) * vectors[k] for k in range(n))
-        assert_close(expected, vectors.mean(0))
+        weighted = [float(p[k]) / (n * float(p[k])) * vectors[k] for k in range(n)]
+        assert_close(torch.stack(weighted).sum(0), vectors.mean(0))
         assert float((1 / (n * p)).max()) <= 1 / uniform + 1e-12
     assert replay_probabilities(torch.zeros(4), 0.1).tolist() == [0.25] * 4
 
@@ -235,8 +235,8 @@ def test_weighted_replay_draws_with_its_probabilities_and_weights(monkeypatch):
         assert_close(moved, own / (3 * float(p[k])))
         expected += (ends[k + 1] - ends[k]) * moved
         assert (guide.replays, guide.evaluations) == (1, 3)
-    mean = sum(torch.cat(slow_gradient(objective, weights, batch)) for batch in data) / 3
-    assert_close(expected, mean)
+    all_three = [torch.cat(slow_gradient(objective, weights, batch)) for batch in data]
+    assert_close(expected, torch.stack(all_three).mean(0))
 
 
 @pytest.mark.parametrize("runs", [(), (3,)])

@@ -145,7 +145,7 @@ def test_local_and_post_local_sgd_are_loops_over_workers(name, warmup):
             for worker, optimizer in zip(workers, optimizers, strict=True):
                 gradients = slow_gradient(objective, values(worker), next(stream))
                 stepped(worker, optimizer, gradients)
-        middle = [sum(t.detach() for t in same) / 3 for same in zip(*workers, strict=True)]
+        middle = [(a + b + c).detach() / 3 for a, b, c in zip(*workers, strict=True)]
         for worker in workers:
             for parameter, mean in zip(worker, middle, strict=True):
                 parameter.data = mean.clone()

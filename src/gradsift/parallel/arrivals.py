@@ -22,6 +22,10 @@ class Arrival:
     Attributes:
         worker: who computed it, from 0.
         read: how many gradients the server had received when that worker read the weights.
+
+    Example:
+        >>> Arrival(worker=2, read=5)
+        Arrival(worker=2, read=5)
     """
 
     worker: int

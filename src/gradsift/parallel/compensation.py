@@ -28,6 +28,11 @@ class Lateness:
         stale: those that the gradient was computed at.
         age: updates between the two, corrections included.
         worker: who computed it.
+
+    Example:
+        >>> w = torch.tensor([1.0])
+        >>> Lateness(now=[w + 0.5], stale=[w], age=1, worker=0).age
+        1
     """
 
     now: Tensors

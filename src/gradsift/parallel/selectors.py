@@ -27,6 +27,11 @@ class Window:
         verification: the examples that were looked at last.
         consistency: mean score of each batch, ``[*runs, n]``.
         direction: +1 where the verification loss fell over the last update, −1 elsewhere.
+
+    Example:
+        >>> window = example_window()
+        >>> window.losses(window.now)
+        tensor([1., 9., 4.])
     """
 
     objective: AbstractObjective

@@ -31,6 +31,10 @@ class Snapshot:
     Attributes:
         weights: copies.
         version: updates that had been made.
+
+    Example:
+        >>> Snapshot([torch.zeros(1)], version=3).version
+        3
     """
 
     weights: list[Tensor]
