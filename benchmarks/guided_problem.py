@@ -36,6 +36,16 @@ class Table:
 
 
 WDBC = Table("wdbc.data", label=1, positive=("M",), drop=(0,))
+TABLES = {
+    "wdbc": WDBC,
+    "breast": Table("breast-cancer-wisconsin.data", label=-1, positive=("4",), drop=(0,)),
+    "pima": Table("pima-indians-diabetes.data", label=-1, positive=("1",)),
+    "haberman": Table("haberman.data", label=-1, positive=("2",)),
+    "thyroid": Table("new-thyroid.data", label=0, positive=("2", "3")),
+    "liver": Table("liver_disorders_bupa.csv", label=-1, positive=("1",)),
+    "sonar": Table("sonar.all-data", label=-1, positive=("M",)),
+}
+"""The seven tables; thyroid has three classes, here the ill ones against the healthy one."""
 
 
 def read_table(folder: Path, table: Table) -> tuple[Tensor, Tensor]:

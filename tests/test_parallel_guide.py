@@ -131,15 +131,16 @@ def test_a_guided_population_is_its_runs_one_by_one(kind):
     for selector in selectors:
         held = start((3,))
         server = ParameterServer(held, RMSprop(held, lr=0.05))
-        guide = kind(FixedVerification(sets), rho=4, selector=selector)
-        list(ssgd(server, together, 4, data, guide))
+        whole = kind(FixedVerification(sets), rho=4, selector=selector)
+        list(ssgd(server, together, 4, data, whole))
+        assert whole.replays == server.version - server.received
         for run in range(3):
             alone = start()
             single = Lines(together.x[run], together.y[run])
             server = ParameterServer(alone, RMSprop(alone, lr=0.05))
             guide = kind(FixedVerification(sets[run]), rho=4, selector=selector)
             list(ssgd(server, single, 4, [batch[run] for batch in data], guide))
-            assert guide.replays > 0
+            assert guide.replays == int(guide.corrections) == int(whole.corrections[run]) > 0
             assert_same([tensor[run] for tensor in held], alone)
 
 
@@ -247,6 +248,7 @@ def test_plain_replay_takes_different_batches_at_fresh_weights(runs):
     guide = Replay(torch.Generator().manual_seed(3), rho=4, count=4)
     list(ssgd(server, objective, 2, data, guide))
     assert (guide.replays, guide.evaluations, server.version, server.received) == (8, 0, 12, 4)
+    assert torch.equal(guide.corrections, torch.full(runs, 8))
     draws = torch.Generator().manual_seed(3)
     orders = [
         torch.rand((*runs, 4), dtype=torch.float64, generator=draws).argsort(-1) for _ in "ab"

@@ -111,6 +111,7 @@ class AbstractConsistencyGuide(AbstractGuide):
             batch = picked(stacked, chosen)
             server.correct(window.objective.gradient(server.weights, batch), where)
             self.replays += 1
+            self.corrections = self.corrections + where
         self._anchor = [weight.clone() for weight in server.weights]
 
 

@@ -21,10 +21,12 @@ class AbstractGuide(ABC):
 
     Attributes:
         replays: corrections made, counted once for a whole population.
+        corrections: the same for each run by itself, ``[*runs]``.
         evaluations: batches whose loss was computed to choose.
     """
 
     replays: int = 0
+    corrections: Tensor = torch.zeros((), dtype=torch.int64)
     evaluations: int = 0
 
     @abstractmethod
@@ -87,6 +89,7 @@ class Replay(AbstractGuide):
             gradients = objective.gradient(server.weights, picked(stacked, positions[..., place]))
             server.correct([_scaled(g, weights[..., place]) for g in gradients])
             self.replays += 1
+            self.corrections = self.corrections + torch.ones_like(positions[..., place])
         self._batches = []
 
     def _draw(
