@@ -17,6 +17,9 @@ rate, with a bootstrap interval over splits. Everything else is descriptive.
 
 import argparse
 import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +31,7 @@ from guided_problem import TABLES, Runs, prepare, read_table
 
 RUNS, SIZE, SHARE, UPDATES = 30, 4, 0.6, 2000
 GRID = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
-DELAYS, SCALE = (0, 9, 31), 10.0
+SCALE = 10.0
 MARGIN, LEVEL = 0.5, 0.05
 AGAINST = ("none", "gSGD (consistent)", "replay 5 of 10")
 
@@ -50,18 +53,39 @@ def tuned_rate(folder: Path, name: str) -> float:
     return GRID[int(torch.stack(losses).argmin())]
 
 
-def everything(folder: Path) -> tuple[dict[Key, Result], dict[str, float]]:
-    """Every simulation of the table."""
-    results: dict[Key, Result] = {}
-    rates = {name: tuned_rate(folder, name) for name in TABLES}
-    for name in TABLES:
-        runs = runs_of(folder, name, 0, RUNS)
-        for rate, lr in (("tuned", rates[name]), ("scaled", SCALE * rates[name])):
-            for delay in DELAYS:
-                for arm, parts in ARMS.items():
-                    found = simulate(runs, parts, delay, lr, UPDATES, 1000)
-                    results[name, arm, delay, rate] = found
-    return results, rates
+@dataclass(frozen=True)
+class Study:
+    """The splits and learning rates of every table, and the results so far."""
+
+    runs: dict[str, Runs]
+    rates: dict[str, dict[str, float]]
+    results: dict[Key, Result]
+
+    def simulate(self, delay: int, arms: Iterable[str] = ARMS) -> None:
+        """Every table at both rates, for some arms."""
+        for name, rate in product(TABLES, ("scaled", "tuned")):
+            for arm in arms:
+                found = simulate(
+                    self.runs[name], ARMS[arm], delay, self.rates[name][rate], UPDATES, 1000
+                )
+                self.results[name, arm, delay, rate] = found
+
+    def show(self, delay: int) -> None:
+        """Final test losses of every arm."""
+        for rate in ("scaled", "tuned"):
+            print(f"\nfinal test loss, delay {delay}, {rate} rate")
+            print("| arm |", " | ".join(TABLES), "|")
+            print("|---|" + "---|" * len(TABLES))
+            for arm in ARMS:
+                losses = [self.results[name, arm, delay, rate].loss for name in TABLES]
+                print(f"| {arm} |", " | ".join(map(loss_in_words, losses)), "|", flush=True)
+
+
+def begin(folder: Path) -> Study:
+    """Tunes the rates and prepares the splits."""
+    tuned = {name: tuned_rate(folder, name) for name in TABLES}
+    rates = {name: {"tuned": lr, "scaled": SCALE * lr} for name, lr in tuned.items()}
+    return Study({name: runs_of(folder, name, 0, RUNS) for name in TABLES}, rates, {})
 
 
 def holm(values: list[float]) -> list[float]:
@@ -143,21 +167,21 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=place, help="folder with the seven tables")
     folder = parser.parse_args().data
     torch.set_num_threads(1)
-    results, rates = everything(folder)
-    print("tuned learning rates:", ", ".join(f"{name} {lr:g}" for name, lr in rates.items()))
-    primary(results)
+    study = begin(folder)
+    tuned = ", ".join(f"{name} {rate['tuned']:g}" for name, rate in study.rates.items())
+    print("tuned learning rates:", tuned, flush=True)
+    study.simulate(0, ["none"])
+    study.simulate(9)
+    primary(study.results)
     print("\nshare of the gap closed at delay 9, scaled rate:")
-    for arm in (DEFAULT, *ARMS):
+    for arm in dict.fromkeys((DEFAULT, *ARMS)):
         for reference in ("scaled", "tuned"):
-            print(f"  {arm}, to sequential at the {reference} rate: {gap(results, arm, reference)}")
-    for rate in ("scaled", "tuned"):
-        for delay in DELAYS:
-            print(f"\nfinal test loss, delay {delay}, {rate} rate")
-            print("| arm |", " | ".join(TABLES), "|")
-            print("|---|" + "---|" * len(TABLES))
-            for arm in ARMS:
-                cells = [loss_in_words(results[name, arm, delay, rate].loss) for name in TABLES]
-                print(f"| {arm} |", " | ".join(cells), "|")
+            share = gap(study.results, arm, reference)
+            print(f"  {arm}, to sequential at the {reference} rate: {share}")
+    study.show(9)
+    for delay in (0, 31):
+        study.simulate(delay)
+        study.show(delay)
 
 
 if __name__ == "__main__":
