@@ -106,7 +106,7 @@ ARMS: dict[str, Arm] = {
     "gap-aware, replay": Arm(GapAware, replay(5)),
     "rate/age, replay": Arm(LearningRateByAge, replay(5)),
 }
-"""DC-ASGD's strengths are small: 0.1 and more diverged on some tables, in trials on other splits."""
+"""DC-ASGD's strengths are small: 0.1 and more diverged on some tables, in trials on other seeds."""
 
 DEFAULT = "rate/age, replay"
 """The recommended default, chosen on ten other splits (seeds 5000 to 5009) before the table ran."""

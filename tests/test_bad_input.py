@@ -97,6 +97,8 @@ for flags, message in {
     "--recipe asgd --backend cloud": "choose simulate",
     "--recipe ssp --bound -1": "bound -1",
     "--recipe gsgd --workers 4": "'gsgd' has one",
+    "--recipe asgd --bound 2": "--bound received",
+    "--recipe asgd --rho 4 --compensation gap": "--rho received",
     "--recipe gssgd --workers 1": "use 2 or more",
     "--recipe asgd --pool-ratio 3": "--pool-ratio received",
     "--recipe asgd --spend lr": "--spend received",

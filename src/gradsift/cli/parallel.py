@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from gradsift.errors import UsageError
-from gradsift.trainer.workers import COMPENSATIONS, PARALLEL, Workers
+from gradsift.trainer.workers import COMPENSATIONS, GUIDED, PARALLEL, Workers
 
 WorkerCount = Annotated[
     int | None, typer.Option("--workers", help="Of parallel SGD.", show_default="4")
@@ -70,6 +70,10 @@ def find_workers(recipe: str, sampling: Mapping[str, Any], **flags: Any) -> Work
             raise UsageError(
                 f"--{name} received, but the workers of {recipe!r} draw uniformly: leave it out"
             )
+    if "bound" in given and recipe != "ssp":
+        raise UsageError(f"--bound received, but {recipe!r} has none: leave it out, or use ssp")
+    if "rho" in given and recipe not in GUIDED and given.get("compensation") != "replay":
+        raise UsageError(f"--rho received, but {recipe!r} replays nothing: leave it out")
     if recipe == "gsgd":
         given.setdefault("count", 1)
     return Workers(recipe, **given)
