@@ -151,6 +151,8 @@ def gap(results: dict[Key, Result], arm: str, reference: str) -> str:
     low, high = np.quantile(shares, [0.025, 0.975])
     each = ", ".join(f"{a.mean() / b.mean():.2f}" for a, b in zip(top, bottom, strict=True))
     ratio = top.mean(1).sum() / bottom.mean(1).sum()
+    if not -100 < ratio < 100:
+        return "diverged"
     return f"{ratio:.3f} [{low:.3f}, {high:.3f}] over {len(top)} tables ({each})"
 
 
