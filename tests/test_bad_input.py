@@ -77,6 +77,36 @@ for flags, message in {
 }.items():
     case(f"flags {flags}", flags, message)
 
+# Parallel SGD.
+for flags, message in {
+    "--recipe gasgd --budget 10s": "simulated workers have no seconds",
+    "--recipe gasgd --budget 9steps --delay constant:9": "the run has 9",
+    "--recipe gasgd --delay constant:inf": "never arrives",
+    "--recipe gasgd --delay trace:none.txt": "cannot be read",
+    "--recipe gasgd --delay soon": "'soon' is unknown",
+    "--recipe gasgd --rho 1": "rho 1",
+    "--recipe gasgd --batch-size 400": "the verification set is empty",
+    "--recipe gasgd --batch-size 60 --workers 21": "an epoch has 20 batches",
+    "--recipe ssgd --workers 40 --batch-size 64": "an epoch has 22 batches",
+    "--recipe ssgd --budget 3steps": "takes 4 batches",
+    "--recipe ssgd --delay constant:9": "'ssgd' has none",
+    "--recipe ssgd --compensation gap": "no gradient is late",
+    "--recipe gasgd --compensation replay": "replays already",
+    "--recipe asgd --compensation hope": "none, age, dc, dc-adaptive, gap, replay",
+    "--recipe asgd --workers 0": "0 workers",
+    "--recipe asgd --backend cloud": "choose simulate",
+    "--recipe ssp --bound -1": "bound -1",
+    "--recipe gsgd --workers 4": "'gsgd' has one",
+    "--recipe asgd --bound 2": "--bound received",
+    "--recipe asgd --rho 4 --compensation gap": "--rho received",
+    "--recipe gssgd --workers 1": "use 2 or more",
+    "--recipe asgd --pool-ratio 3": "--pool-ratio received",
+    "--recipe asgd --spend lr": "--spend received",
+    "--recipe auto --workers 4": "'auto' is no parallel SGD",
+    "--delay constant:9": "--delay received",
+}.items():
+    case(f"parallel {flags}", flags, message)
+
 # Names and places.
 for spec, message in {
     "mnits": "module:callable",

@@ -21,11 +21,13 @@ from gradsift.report.runs import read_run
 from gradsift.trainer import Point
 
 READING = ["--label", "--drop", "--missing", "--task", "--unit", "--context"]
+PARALLEL = ["--workers", "--delay", "--backend", "--compensation", "--rho", "--bound"]
 FLAGS = [
     *("--data", *READING, "--model", "--recipe", "--batch-size", "--pool-ratio", "--lr"),
     *("--weight-decay", "--schedule"),
     *("--optimizer", "--norm", "--spend", "--budget", "--seed", "--device", "--out", "--clock"),
     *("--resume", "--checkpoint-every"),
+    *PARALLEL,
 ]
 SHORT = ("train", "--budget", "12steps", "--clock", "virtual")
 
@@ -93,7 +95,7 @@ def test_every_flag_reaches_the_run(workplace, capsys):
         "--out": "o",
         "--clock": "virtual",
     }
-    elsewhere = [*READING, "--resume", "--checkpoint-every"]
+    elsewhere = [*READING, "--resume", "--checkpoint-every", *PARALLEL]
     assert list(flags) == [flag for flag in FLAGS if flag not in elsewhere]
     assert entry.main(["train", *(word for pair in flags.items() for word in pair)]) == 0
     run = read_run(workplace / "o")

@@ -32,6 +32,7 @@ LAYERS = (
     ("recipes",),
     ("sifting",),
     ("loader", "prospect"),
+    ("parallel",),
     ("report",),
     ("budget", "schedule", "checkpoint"),
     ("trainer",),

@@ -28,16 +28,27 @@ from gradsift.cli.flags import (
     WeightDecay,
     find_clock,
 )
+from gradsift.cli.parallel import (
+    Backend,
+    Bound,
+    Compensation,
+    Delay,
+    Rho,
+    WorkerCount,
+    find_workers,
+)
 from gradsift.cli.reading import Context, Data, Drop, Label, Missing, Task, Unit
 from gradsift.cli.table import table
 from gradsift.cli.watch import Bar, Lines
 from gradsift.data.named import ReadOptions, load_problem
+from gradsift.errors import UsageError
 from gradsift.recipes import recipes
 from gradsift.report.page import FILE, write_page
 from gradsift.report.runs import read_run
 from gradsift.schedule import SCHEDULES
-from gradsift.trainer import Outcome, Settings, run
+from gradsift.trainer import Outcome, Settings, Workers, run, run_parallel
 from gradsift.trainer.keeping import EVERY, Keeping, require_free
+from gradsift.trainer.workers import PARALLEL
 
 RUNS = Path("runs")
 
@@ -49,6 +60,16 @@ SETTINGS = (
     *("optimizer", "norm", "spend", "seed", "device"),
 )
 """Flags that are settings of the same name; the budget is one too, and is parsed."""
+
+RecipeName = Annotated[
+    str, typer.Option(help=f"One of {', '.join(recipes)}; or of {', '.join(PARALLEL)}.")
+]
+PoolRatio = Annotated[
+    float | None, typer.Option(help="Candidates per trained example.", show_default="recipe's")
+]
+ScheduleName = Annotated[
+    str, typer.Option(help=f"Of the learning rate, over the budget: {', '.join(SCHEDULES)}.")
+]
 
 COMMAND_LINE: ContextVar[str] = ContextVar("command_line", default="gradsift train")
 """What was typed, for the summary."""
@@ -63,16 +84,12 @@ def train(
     unit: Unit = "characters",
     context: Context = 20,
     model: Model = "mlp",
-    recipe: Annotated[str, typer.Option(help=f"One of {', '.join(recipes)}.")] = "auto",
+    recipe: RecipeName = "auto",
     batch_size: BatchSize = 64,
-    pool_ratio: Annotated[
-        float | None, typer.Option(help="Candidates per trained example.", show_default="recipe's")
-    ] = None,
+    pool_ratio: PoolRatio = None,
     lr: Lr = None,
     weight_decay: WeightDecay = None,
-    schedule: Annotated[
-        str, typer.Option(help=f"Of the learning rate, over the budget: {', '.join(SCHEDULES)}.")
-    ] = "cosine",
+    schedule: ScheduleName = "cosine",
     optimizer: OptimizerName = "sgd",
     norm: Norm = None,
     spend: SpendName = None,
@@ -85,11 +102,24 @@ def train(
     clock: ClockName = "wall",
     resume: Resume = False,
     checkpoint_every: CheckpointEvery = str(EVERY),
+    workers: WorkerCount = None,
+    delay: Delay = None,
+    backend: Backend = None,
+    compensation: Compensation = None,
+    rho: Rho = None,
+    bound: Bound = None,
 ) -> int:
     """Train a model on a data set, and write a summary, measurements and a report."""
+    found = {"count": workers, "delay": delay, "backend": backend, "rho": rho, "bound": bound}
+    others = {"pool-ratio": pool_ratio, "spend": spend}
+    team = find_workers(recipe, others, **found, compensation=compensation)
+    if team is not None and resume:
+        raise UsageError(
+            f"--resume received, but a run of {recipe!r} keeps no checkpoints: begin another one"
+        )
     values = (
-        *(data, label, list(drop or ()), missing, task, unit, context),
-        *(model, recipe, batch_size, pool_ratio, lr, weight_decay, schedule),
+        *(data, label, list(drop or ()), missing, task, unit, context, model),
+        *("uniform" if team else recipe, batch_size, pool_ratio, lr, weight_decay, schedule),
         *(optimizer, norm, spend, seed, device, budget, clock),
     )
     flags = dict(zip((*READING, *SETTINGS, "budget", "clock"), values, strict=True))
@@ -97,17 +127,24 @@ def train(
     if resume:
         flags = recalled(out, flags, typed(COMMAND_LINE.get()))
     folder = _free_folder() if out is None else out
-    outcome = _watched(folder, flags, Keeping(every, resume, flags))
+    outcome = _watched(folder, flags, Keeping(every, resume, flags), team)
+    return _finish(folder, outcome, kept=team is None)
+
+
+def _finish(folder: Path, outcome: Outcome, *, kept: bool) -> int:
+    """Writes the page, prints the table and says how it ended."""
     finished = read_run(folder)
     page = write_page(folder / FILE, [finished])
     typer.echo(table([finished]))
-    if outcome.interrupted:
+    if outcome.interrupted and kept:
         typer.echo(f"\nto go on: gradsift train --resume --out {shlex.quote(str(folder))}")
     typer.echo(f"\nreport: {page}")
     return 130 if outcome.interrupted else 0
 
 
-def _watched(folder: Path, flags: Mapping[str, Any], keeping: Keeping) -> Outcome:
+def _watched(
+    folder: Path, flags: Mapping[str, Any], keeping: Keeping, team: Workers | None
+) -> Outcome:
     settings = Settings(
         **{name: flags[name] for name in SETTINGS}, budget=parse_budget(flags["budget"])
     )
@@ -127,15 +164,15 @@ def _watched(folder: Path, flags: Mapping[str, Any], keeping: Keeping) -> Outcom
     with ExitStack() as stack:
         on_terminal = sys.stdout.isatty()
         progress = stack.enter_context(Bar(Console())) if on_terminal else Lines()
-        return run(
-            problem,
-            settings,
-            out=folder,
-            clock=clock,
-            progress=progress,
-            command=COMMAND_LINE.get(),
-            keeping=keeping,
-        )
+        watched = {
+            "out": folder,
+            "clock": clock,
+            "progress": progress,
+            "command": COMMAND_LINE.get(),
+        }
+        if team is not None:
+            return run_parallel(problem, settings, team, **watched)
+        return run(problem, settings, **watched, keeping=keeping)
 
 
 def _free_folder() -> Path:

@@ -1,0 +1,148 @@
+"""Logistic regression on small tables, many independent runs side by side in float64.
+
+Run r has its own split, its own order of the data and its own weights, all from ``seed + r``, so
+arms that share seeds are paired. Features are scaled to [0, 1] over the whole table, as the author
+of guided SGD does (after a z-score, which the second scaling undoes); a leading column of ones is
+the intercept.
+"""
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gradsift.parallel import AbstractObjective
+
+
+@dataclass(frozen=True)
+class Table:
+    """A file of one table.
+
+    Attributes:
+        file: under the folder of the data.
+        label: its column; negative from the end.
+        positive: the label that becomes +1.
+        drop: columns that are no features.
+    """
+
+    file: str
+    label: int
+    positive: tuple[str, ...]
+    drop: tuple[int, ...] = ()
+
+
+WDBC = Table("wdbc.data", label=1, positive=("M",), drop=(0,))
+TABLES = {
+    "wdbc": WDBC,
+    "breast": Table("breast-cancer-wisconsin.data", label=-1, positive=("4",), drop=(0,)),
+    "pima": Table("pima-indians-diabetes.data", label=-1, positive=("1",)),
+    "haberman": Table("haberman.data", label=-1, positive=("2",)),
+    "thyroid": Table("new-thyroid.data", label=0, positive=("2", "3")),
+    "liver": Table("liver_disorders_bupa.csv", label=-1, positive=("1",)),
+    "sonar": Table("sonar.all-data", label=-1, positive=("M",)),
+}
+"""The seven tables; thyroid has three classes, here the ill ones against the healthy one."""
+
+
+def read_table(folder: Path, table: Table) -> tuple[Tensor, Tensor]:
+    """Features ``[N, 1 + d]`` in [0, 1] behind a column of ones, and labels −1 or +1."""
+    with (folder / table.file).open(encoding="utf-8") as file:
+        rows = [row for row in csv.reader(file) if row and "?" not in row]
+    width = len(rows[0])
+    label = table.label % width
+    columns = [c for c in range(width) if c != label and c not in table.drop]
+    x = np.array([[float(row[c]) for c in columns] for row in rows])
+    low, high = x.min(axis=0), x.max(axis=0)
+    scaled = (x - low) / np.where(high > low, high - low, 1.0)
+    features = np.concatenate([np.ones((len(rows), 1)), scaled], axis=1)
+    signs = [1.0 if row[label].strip() in table.positive else -1.0 for row in rows]
+    return torch.tensor(features), torch.tensor(signs, dtype=torch.float64)
+
+
+@final
+class Logistic(AbstractObjective):
+    """``e = mean log(1 + exp(−y·xᵀw))`` of R runs: ``x [R, N, d]``, ``y [R, N]``, ``w [R, d]``."""
+
+    def __init__(self, x: Tensor, y: Tensor) -> None:
+        self.signed = x * y.unsqueeze(-1)
+        self._rows = torch.arange(x.shape[0]).unsqueeze(1)
+
+    def gradient(self, weights, batch):
+        """``−mean σ(−y·xᵀw)·y·x``."""
+        rows = self.signed[self._rows, batch]
+        margins = torch.bmm(rows, weights[0].detach().unsqueeze(-1))
+        return [(rows * -torch.sigmoid(-margins)).mean(1)]
+
+    def loss(self, weights, batch):
+        """One mean per run."""
+        rows = self.signed[self._rows, batch]
+        margins = torch.bmm(rows, weights[0].detach().unsqueeze(-1)).squeeze(-1)
+        return torch.nn.functional.softplus(-margins).mean(1)
+
+
+@dataclass(frozen=True)
+class Runs:
+    """R runs, ready to train.
+
+    Attributes:
+        train: the objective on the training parts.
+        test: on the test parts.
+        batches: ``[R, epochs · per_epoch, size]`` training ids, each epoch a new order.
+        per_epoch: batches of an epoch.
+        start: weights ``[R, d]``, uniform on [0, 1].
+        examples: of a training part.
+    """
+
+    train: Logistic
+    test: Logistic
+    batches: Tensor
+    per_epoch: int
+    start: Tensor
+    examples: int
+
+    def accuracy(self, weights: Tensor) -> Tensor:
+        """Share of right test labels, in percent."""
+        margins = torch.einsum("rnd,rd->rn", self.test.signed, weights)
+        return 100 * (margins > 0).double().mean(1)
+
+    def test_loss(self, weights: Tensor) -> Tensor:
+        """Mean test loss per run."""
+        margins = torch.einsum("rnd,rd->rn", self.test.signed, weights)
+        return torch.nn.functional.softplus(-margins).mean(1)
+
+
+def prepare(
+    x: Tensor, y: Tensor, runs: int, epochs: int, size: int, share: float, seed: int
+) -> Runs:
+    """Splits, orders and first weights of every run.
+
+    The order of an epoch is circular: its last batch is filled up with the first examples.
+    """
+    count = len(x)
+    examples = int(count * share)
+    per_epoch = -(-examples // size)
+    splits, orders, starts = [], [], []
+    for run in range(runs):
+        generator = torch.Generator().manual_seed(seed + run)
+        splits.append(torch.randperm(count, generator=generator))
+        starts.append(torch.rand(x.shape[1], dtype=torch.float64, generator=generator))
+        epochs_of_run = []
+        for _ in range(epochs):
+            order = torch.randperm(examples, generator=generator)
+            filled = torch.cat([order, order])[: per_epoch * size]
+            epochs_of_run.append(filled.reshape(per_epoch, size))
+        orders.append(torch.cat(epochs_of_run))
+    split = torch.stack(splits)
+    train, test = split[:, :examples], split[:, examples + (count * share > examples) :]
+    return Runs(
+        train=Logistic(x[train], y[train]),
+        test=Logistic(x[test], y[test]),
+        batches=torch.stack(orders),
+        per_epoch=per_epoch,
+        start=torch.stack(starts),
+        examples=examples,
+    )
