@@ -20,10 +20,10 @@ demo: $(READY)  ## three recipes on real digits at equal seconds: a table and a 
 	$(BIN)/python examples/demo.py --out runs/demo
 
 test: $(READY)  ## the first tier of tests
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 slow: $(READY)  ## the second tier of tests
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
 check: $(READY)  ## lint, format, complexity, types
 	$(BIN)/ruff check

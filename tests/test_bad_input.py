@@ -102,6 +102,7 @@ for flags, message in {
     "--recipe gssgd --workers 1": "use 2 or more",
     "--recipe asgd --pool-ratio 3": "--pool-ratio received",
     "--recipe asgd --spend lr": "--spend received",
+    "--recipe gasgd --resume": "a run of 'gasgd' keeps no checkpoints",
     "--recipe auto --workers 4": "'auto' is no parallel SGD",
     "--delay constant:9": "--delay received",
 }.items():

@@ -1,12 +1,12 @@
 """Every part that learns can be saved, and what goes on from its state is the same to the bit."""
 
 import json
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+import gradsift
 from gradsift.clock import PausableClock, VirtualClock, WallClock
 from gradsift.errors import DataError, UsageError
 from gradsift.gate import Decision, Offer
@@ -132,9 +132,13 @@ def test_a_memory_goes_on_with_prices_means_and_windows(cut: int) -> None:
     assert str(second.state_dict()) == str(whole.state_dict())
 
 
+def absolute(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return (outputs - targets).abs()[:, 0]
+
+
 def test_probes_take_turns_across_a_break() -> None:
-    chooser: Any = SimpleNamespace(setup=SimpleNamespace(clock=None))
-    first, second = (Probes(chooser, Evidence(), None) for _ in range(2))
+    train = gradsift.sift([(torch.ones(2, 1), torch.ones(2, 1))], torch.nn.Linear(1, 1), absolute)
+    first, second = (Probes(train._chooser, Evidence(), None) for _ in range(2))
     first.load_state_dict({"next": 2})
     second.load_state_dict(copied(first.state_dict()))
     assert second.state_dict() == {"next": 2}

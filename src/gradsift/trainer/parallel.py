@@ -19,9 +19,9 @@ from gradsift.report.summary import Summary, versions, write_summary
 from gradsift.schedule import find_schedule
 from gradsift.trainer.evaluation import Quality, count_examples, evaluate, subsample
 from gradsift.trainer.interruption import Interruption
+from gradsift.trainer.keeping import require_free
 from gradsift.trainer.loop import EVALUATIONS, SUBSAMPLE, TEST_SUBSAMPLE
 from gradsift.trainer.progress import AbstractProgress, Point, Silent
-from gradsift.trainer.keeping import require_free
 from gradsift.trainer.run import Outcome
 from gradsift.trainer.settings import Settings, check_device
 from gradsift.trainer.work import Work, prepare
