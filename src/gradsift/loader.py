@@ -37,6 +37,7 @@ def sift(
     seed: int = 0,
     rank: int | None = None,
     world_size: int | None = None,
+    per_example_seed: bool = False,
     clock: AbstractClock | None = None,
     log: str | Path | AbstractLog | None = None,
 ) -> SiftedLoader:
@@ -71,6 +72,9 @@ def sift(
             what is unbiased. Processes of another ``rank`` draw by other random numbers.
         world_size: how many processes there are, checked against ``rank``; by default those of
             `torch.distributed`. Any other number, such as 1, keeps each process to itself.
+        per_example_seed: seeds PyTorch's, NumPy's and Python's generators by (seed, step, id)
+            around every access to map-style data, in loader workers too, and puts them back:
+            augmentation then repeats in a resumed run, with any workers (``docs/resume.md``).
         clock: where seconds come from; real ones by default.
         log: a folder for ``metrics.jsonl``, or any `monitors.AbstractLog`, such as
             ``monitors.tensorboard.TensorBoard(folder)``. Only rank 0 writes.
@@ -117,6 +121,7 @@ def sift(
             seed=seed,
             rank=rank,
             world_size=world_size,
+            per_example_seed=per_example_seed,
             clock=clock or WallClock(),
             log=NullLog() if log is None or _follows(rank) else _open_log(log),
         ),

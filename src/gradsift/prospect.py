@@ -169,6 +169,7 @@ def probe(
             seed=seed,
             rank=0,
             world_size=1,
+            per_example_seed=False,
             clock=clock,
             log=NullLog(),
         )

@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from gradsift.data.passes import Passes, Portion
 from gradsift.data.replay import replay
+from gradsift.data.seeded import Visit
 from gradsift.records import PLAIN, Plan
 
 Planner = Callable[[int], Plan]
@@ -62,9 +63,17 @@ def take_what_comes(batch_size: int) -> Plan:
 
 
 class PlannedBatches(Sampler[list[int]]):
-    """A batch sampler that asks for a plan before it gives out ids, and remembers both in order."""
+    """A batch sampler that asks for a plan before it gives out ids, and remembers both in order.
 
-    def __init__(self, loader: DataLoader[Any], nominal: int | None) -> None:
+    Args:
+        loader: the user's own.
+        nominal: its batch size.
+        visits: whether ids shall know their step, for a `Seeded` data set.
+    """
+
+    def __init__(
+        self, loader: DataLoader[Any], nominal: int | None, *, visits: bool = False
+    ) -> None:
         self.planned: deque[Step] = deque()
         self.planner: Planner = take_what_comes
         self.resumed = False
@@ -73,6 +82,8 @@ class PlannedBatches(Sampler[list[int]]):
         self._steps = steps_of(loader)
         self._nominal = nominal
         self._ahead: deque[Step] = deque()
+        self._visits = visits
+        self._steps_noted = 0
 
     def __iter__(self) -> Iterator[list[int]]:
         if not self.resumed:
@@ -89,7 +100,9 @@ class PlannedBatches(Sampler[list[int]]):
 
     def _noted(self, step: Step) -> list[int]:
         self.planned.append(step)
-        return step[1].listed
+        self._steps_noted += 1
+        ids = step[1].listed
+        return [Visit(index, self._steps_noted) for index in ids] if self._visits else ids
 
     def state_dict(self, *, underway: bool) -> dict[str, Any]:
         """The order, and the steps that were requested and have not arrived."""
@@ -97,6 +110,7 @@ class PlannedBatches(Sampler[list[int]]):
         return {
             "order": self._order.state_dict(),
             "passes": self._passes.state_dict(),
+            "noted": self._steps_noted - (len(self.planned) if underway else 0),
             "ahead": [
                 {"plan": plan.state_dict(), "ids": portion.ids.clone(), "size": size}
                 for plan, portion, size in waiting
@@ -113,6 +127,7 @@ class PlannedBatches(Sampler[list[int]]):
             for step in state["ahead"]
         )
         self.resumed = underway
+        self._steps_noted = state["noted"]
 
 
 def steps_of(loader: Any) -> int | None:

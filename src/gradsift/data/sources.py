@@ -17,6 +17,7 @@ from torch.utils.data.distributed import DistributedSampler
 from gradsift.data.passes import Passes, Portion
 from gradsift.data.planned import PlannedBatches, Planner, plan_epoch, steps_of, take_what_comes
 from gradsift.data.replay import Repeated
+from gradsift.data.seeded import Seeded
 from gradsift.errors import UsageError
 from gradsift.nested import length
 from gradsift.records import Plan
@@ -95,11 +96,15 @@ class AbstractSource(ABC):
         """
 
 
-def open_source(loader: Any) -> AbstractSource:
+def open_source(loader: Any, per_example_seed: int | None = None) -> AbstractSource:
     """The source that fits a loader.
 
+    Args:
+        loader: the user's own.
+        per_example_seed: seeds every access to an example; None leaves what is random to chance.
+
     Raises:
-        UsageError: when it is not iterable.
+        UsageError: when it is not iterable, or has no ids to seed by.
 
     Example:
         >>> import torch
@@ -118,7 +123,14 @@ def open_source(loader: Any) -> AbstractSource:
         and not isinstance(loader.dataset, IterableDataset)
         and loader.batch_sampler is not None
     )
-    return MapSource(loader) if by_id else StreamSource(loader)
+    if by_id:
+        return MapSource(loader, per_example_seed)
+    if per_example_seed is not None:
+        raise UsageError(
+            f"per_example_seed received with a {type(loader).__name__} that is read as a stream, "
+            "expected a DataLoader over map-style data, whose examples have ids: leave it out"
+        )
+    return StreamSource(loader)
 
 
 class MapSource(AbstractSource):
@@ -129,12 +141,15 @@ class MapSource(AbstractSource):
     a loader made with ``in_order=False`` is read in order all the same.
     """
 
-    def __init__(self, loader: DataLoader[Any]) -> None:
+    def __init__(self, loader: DataLoader[Any], per_example_seed: int | None = None) -> None:
         super().__init__()
         nominal = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
         self._loader = loader
-        self._sampler = PlannedBatches(loader, nominal)
-        self._reader: DataLoader[Any] = _twin(loader, self._sampler)
+        self._sampler = PlannedBatches(loader, nominal, visits=per_example_seed is not None)
+        dataset = loader.dataset
+        if per_example_seed is not None:
+            dataset = Seeded(dataset, per_example_seed)
+        self._reader: DataLoader[Any] = _twin(loader, dataset, self._sampler)
         self.examples = len(loader.dataset)  # pyright: ignore[reportArgumentType]
         self.plain_order = loader.batch_size is not None and isinstance(
             loader.sampler, RandomSampler | DistributedSampler
@@ -184,8 +199,10 @@ class MapSource(AbstractSource):
             self._loader.generator.set_state(state["generator"])
 
 
-def _twin(loader: DataLoader[Any], batch_sampler: Sampler[list[int]]) -> DataLoader[Any]:
-    """A DataLoader that differs from the user's in its batch sampler alone."""
+def _twin(
+    loader: DataLoader[Any], dataset: Any, batch_sampler: Sampler[list[int]]
+) -> DataLoader[Any]:
+    """A DataLoader that differs from the user's in its batch sampler, and maybe in its data."""
     names = (
         "num_workers",
         "collate_fn",
@@ -199,7 +216,7 @@ def _twin(loader: DataLoader[Any], batch_sampler: Sampler[list[int]]) -> DataLoa
         "pin_memory_device",
     )
     options = {name: getattr(loader, name) for name in names if hasattr(loader, name)}
-    return DataLoader(loader.dataset, batch_sampler=batch_sampler, **options)
+    return DataLoader(dataset, batch_sampler=batch_sampler, **options)
 
 
 class StreamSource(AbstractSource):

@@ -53,7 +53,7 @@ class SiftedLoader:
         self.seconds = Seconds()
         self._setup = setup
         self._loader = loader
-        self._source = open_source(loader)
+        self._source = open_source(loader, setup.seed if setup.per_example_seed else None)
         self._counts = Counts()
         self._chooser = Chooser(setup, self._counts, self.seconds)
         self.policy = choose_policy(setup, self._source, self._chooser)
@@ -208,10 +208,12 @@ class SiftedLoader:
         self._setup.clock.load_state_dict(state["clock"])
         self.seconds.spent.update(state["seconds"])
         self._counts.load_state_dict(state["counts"])
-        if self._source.workers and self._source.underway:
+        kept = self._setup.per_example_seed or not self._source.workers
+        if self._source.underway and not kept:
             self._feedback.notice(
                 "this epoch goes on with new loader workers, whose own random numbers nobody has "
-                "saved: augmentation inside them differs until the next epoch begins"
+                "saved: augmentation inside them differs until the next epoch begins; sift with "
+                "per_example_seed=True to make it repeat"
             )
 
     def settle(self) -> float:
@@ -262,6 +264,7 @@ class SiftedLoader:
             "examples": self._source.examples,
             "rank": rank if given is None else given,
             "processes": processes,
+            "per_example_seed": self._setup.per_example_seed,
         }
 
     def _join(self) -> None:

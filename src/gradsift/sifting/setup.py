@@ -30,6 +30,7 @@ class Setup:
         seed: of the draws.
         rank: of this process among data-parallel ones; None asks `torch.distributed`.
         world_size: how many there are; likewise.
+        per_example_seed: whether every access to an example is seeded by seed, step and id.
         clock: where seconds come from.
         log: where measurements go.
     """
@@ -44,6 +45,7 @@ class Setup:
     seed: int
     rank: int | None
     world_size: int | None
+    per_example_seed: bool
     clock: AbstractClock
     log: AbstractLog
 
