@@ -240,7 +240,8 @@ class SiftedLoader:
             loading = self._setup.clock.now() - before
             self.seconds.add("loading", loading)
             batch = self._preparing.prepare(fetched, data, self._device)
-            sizes = self._ranks.agree(batch.size, wish=self.policy.wishes)
+            wish = self._ranks.size > 1 and self.policy.wishes
+            sizes = self._ranks.agree(batch.size, wish=wish)
         except EpochOverError:
             return None
         self._open = OpenStep(fetched.plan, before, loading)
