@@ -30,6 +30,7 @@ LAYERS = (
     ("monitors",),
     ("gate",),
     ("recipes",),
+    ("engine",),
     ("sifting",),
     ("loader", "prospect"),
     ("report",),

@@ -160,11 +160,14 @@ class MapSource(AbstractSource):
     Ids are the indices that the user's sampler yields, so they mean the same in every epoch,
     however the data set is wrapped. The order of a DataLoader's batches is part of its contract;
     a loader made with ``in_order=False`` is read in order all the same.
+
+    Attributes:
+        loader: the user's own.
     """
 
     def __init__(self, loader: DataLoader[Any]) -> None:
         nominal = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
-        self._loader = loader
+        self.loader = loader
         self._sampler = _PlannedBatches(loader.batch_sampler, _steps(loader), nominal)
         self._reader: DataLoader[Any] = _twin(loader, self._sampler)
         self.examples = len(loader.dataset)  # pyright: ignore[reportArgumentType]
@@ -184,7 +187,7 @@ class MapSource(AbstractSource):
             self._sampler.planner = _take_what_comes
 
     def __len__(self) -> int:
-        return len(self._loader)
+        return len(self.loader)
 
 
 def _twin(loader: DataLoader[Any], batch_sampler: Sampler[list[int]]) -> DataLoader[Any]:

@@ -101,6 +101,20 @@ class SiftedLoader:
         """The gate's state, reason and the step at which it first opened; None without a gate."""
         return self.policy.summary()
 
+    @property
+    def engine(self) -> dict[str, Any] | None:
+        """The engine's kind, and how many of its workers were lost and restarted; None without."""
+        return self.policy.engine_summary
+
+    @property
+    def engine_status(self) -> dict[str, Any] | None:
+        """How an engine's search goes: rate, ages in steps, versions behind; None without one."""
+        return self.policy.engine_status()
+
+    def close(self) -> None:
+        """Ends what an engine runs beside the training. Nothing is searched for afterwards."""
+        self.policy.close()
+
     def __len__(self) -> int:
         return len(self._source)
 
@@ -124,8 +138,9 @@ class SiftedLoader:
             self._feedback.collect()
             now = clock.now()
             self.policy.timed(fetched.plan, now - before, loading)
+            searching = self.policy.search()
             self._feedback.write_news()
-            before = now
+            before = now + searching
 
     def _begin(self) -> None:
         if self._begun:

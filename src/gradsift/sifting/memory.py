@@ -52,6 +52,7 @@ class Memory:
         seed: of the table.
         adapts: whether the proposal follows the prices.
         steps: of one pass over the data.
+        ahead: batches drawn together, at most.
 
     Attributes:
         table: score, version and age of every example.
@@ -60,7 +61,14 @@ class Memory:
     """
 
     def __init__(
-        self, recipe: Recipe, examples: int, seed: int, *, adapts: bool, steps: int = 0
+        self,
+        recipe: Recipe,
+        examples: int,
+        seed: int,
+        *,
+        adapts: bool,
+        steps: int = 0,
+        ahead: int = WINDOW,
     ) -> None:
         horizon = min(max(steps // WINDOW, SHORTEST), LONGEST)
         self.prices = Prices(momentum=(horizon - 1) / (horizon + 1))
@@ -74,6 +82,7 @@ class Memory:
             seed=seed,
         )
         self._adapts = adapts
+        self._ahead = ahead
         known = isinstance(draw, Stratified) and examples <= ARRANGED
         self._labels = np.full(examples, NO_LABEL, np.int32) if known else None
         self._passed = 0
@@ -119,7 +128,7 @@ class Memory:
         return len(self._window(size, torch.Generator()))
 
     def _window(self, size: int, generator: torch.Generator) -> list[Draw]:
-        steps = max(1, min(WINDOW, self.table.size // size))
+        steps = max(1, min(self._ahead, self.table.size // size))
         return deal(self.table.draw(steps * size, generator), steps, generator)
 
     @property

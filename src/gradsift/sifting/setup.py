@@ -8,6 +8,7 @@ from torch import nn
 
 from gradsift.clock import AbstractClock
 from gradsift.data.split import Split
+from gradsift.engine.interface import AbstractEngine
 from gradsift.monitors.log import AbstractLog
 from gradsift.recipes.recipe import Recipe
 from gradsift.records import LossFunction, Spend
@@ -30,6 +31,7 @@ class Setup:
         rank: of this process among data-parallel ones; None asks `torch.distributed`.
         clock: where seconds come from.
         log: where measurements go.
+        engine: where scores are searched for; None for nowhere.
     """
 
     model: Any
@@ -43,6 +45,7 @@ class Setup:
     rank: int | None
     clock: AbstractClock
     log: AbstractLog
+    engine: AbstractEngine | None = None
 
 
 def batch_norms(model: Any) -> list[nn.Module]:
