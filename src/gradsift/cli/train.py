@@ -1,8 +1,10 @@
 """``gradsift train``: one run, its measurements and its report."""
 
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 from contextvars import ContextVar
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -14,10 +16,13 @@ from gradsift.cli.flags import (
     BatchSize,
     ClockName,
     Device,
+    EngineName,
     Lr,
     Model,
     Norm,
     OptimizerName,
+    RayAddress,
+    Scorers,
     Seed,
     SpendName,
     WeightDecay,
@@ -64,6 +69,9 @@ def train(
     optimizer: OptimizerName = "sgd",
     norm: Norm = None,
     spend: SpendName = None,
+    engine: EngineName = None,
+    scorers: Scorers = 1,
+    ray_address: RayAddress = None,
     budget: Annotated[str, typer.Option(help="Such as 60s, 10ep or 2000steps.")] = "10s",
     seed: Seed = 0,
     device: Device = "cpu",
@@ -85,6 +93,9 @@ def train(
         optimizer=optimizer,
         norm=norm,
         spend=spend,
+        engine=engine,
+        scorers=scorers,
+        ray_address=ray_address,
         seed=seed,
         device=device,
     )
@@ -93,7 +104,8 @@ def train(
     folder = _free_folder() if out is None else out
     require_free(folder)
     problem = load_problem(data, reading)
-    outcome = _watched(problem, settings, folder, seconds, COMMAND_LINE.get())
+    opening = partial(load_problem, data, reading)
+    outcome = _watched(problem, settings, folder, seconds, opening)
     finished = read_run(folder)
     page = write_page(folder / FILE, [finished])
     typer.echo(table([finished]))
@@ -106,12 +118,21 @@ def _watched(
     settings: Settings,
     folder: Path,
     clock: AbstractClock | None,
-    command: str,
+    opening: Callable[[], Problem],
 ) -> Outcome:
+    command = COMMAND_LINE.get()
     with ExitStack() as stack:
         on_terminal = sys.stdout.isatty()
         progress = stack.enter_context(Bar(Console())) if on_terminal else Lines()
-        return run(problem, settings, out=folder, clock=clock, progress=progress, command=command)
+        return run(
+            problem,
+            settings,
+            out=folder,
+            clock=clock,
+            progress=progress,
+            opening=opening,
+            command=command,
+        )
 
 
 def _free_folder() -> Path:

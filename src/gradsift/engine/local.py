@@ -156,20 +156,21 @@ class LocalEngine(AbstractEngine):
     def _listen(self, seat: Seat, now: float) -> list[Scored]:
         said, ended = seat.hear()
         found = [scored for record in said if (scored := self._take(seat, record, now))]
-        silent = now - seat.busy_since
+        silent = now - seat.heard
         if ended:
             self._lose(seat, "ended", now)
-        elif seat.busy_with is not None and silent > self._patience:
+        elif seat.holds and silent > self._patience:
             self._lose(seat, f"was silent for {silent:.0f} s", now)
         elif not seat.ready and silent > self._starting:
             self._lose(seat, f"was not ready after {silent:.0f} s", now)
         return found
 
     def _take(self, seat: Seat, record: Record, now: float) -> Scored | None:
+        seat.heard = now
         if record.kind == READY:
             seat.ready = True
         elif record.kind == BEGUN:
-            seat.busy_with, seat.busy_since = record.ticket, now
+            seat.busy_with = record.ticket
         elif record.kind in (NOTICE, REFUSED):
             self._ledger.news.append(read_text(seat.lanes, 0, record.start))
         elif record.kind == FAILED:
@@ -201,16 +202,13 @@ class LocalEngine(AbstractEngine):
     def _hand_out(self) -> None:
         if not self._published:
             return
+        now = time.monotonic()
         for seat in self.seats:
-            if seat.ready and seat.busy_with is None and not self._ledger.held_by(seat.number):
-                self._deepen(seat)
+            if seat.ready and not seat.holds and self._ledger.delivered:
+                seat.deepen()
             while seat.room and (lease := self._ledger.lease(seat.number)) is not None:
-                if not seat.give(lease):
+                if not seat.give(lease, now):
                     break
-
-    def _deepen(self, seat: Seat) -> None:
-        if self._ledger.delivered:
-            seat.deepen()
 
     def _listen_at_start(self, seat: Seat) -> None:
         """A worker that refuses or ends before any was ready will do so again."""

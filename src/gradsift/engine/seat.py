@@ -35,7 +35,7 @@ class Seat:
         ready: whether the process has opened its data.
         depth: how many leases it should hold, so that it has work until it is looked at again.
         busy_with: the ticket that it has begun; None where it has nothing to do.
-        busy_since: when that was noticed, or the process started.
+        heard: when it last said something, was given work after a rest, or was started.
         losses: of its processes since the last result.
         restart_at: when the next process may start.
     """
@@ -45,7 +45,7 @@ class Seat:
     ready: bool = False
     depth: int = FIRST_DEPTH
     busy_with: int | None = None
-    busy_since: float = 0.0
+    heard: float = 0.0
     losses: int = 0
     restart_at: float = 0.0
     lanes: Tensor = field(default_factory=lambda: torch.zeros(0))
@@ -71,6 +71,11 @@ class Seat:
         return [] if self._results is None else [self._results]
 
     @property
+    def holds(self) -> int:
+        """How many leases it has."""
+        return len(self._taken)
+
+    @property
     def room(self) -> int:
         """How many more leases it should get."""
         return max(0, min(self.depth, LANES) - len(self._taken)) if self.ready else 0
@@ -91,7 +96,7 @@ class Seat:
         # With no copy of its ends here, its death is the end of the pipe.
         theirs_in.close()
         theirs_out.close()
-        self.ready, self.busy_with, self.busy_since, self.depth = False, None, now, FIRST_DEPTH
+        self.ready, self.busy_with, self.heard, self.depth = False, None, now, FIRST_DEPTH
         self._free, self._taken = list(range(LANES)), {}
 
     def hear(self) -> tuple[list[Record], bool]:
@@ -104,8 +109,10 @@ class Seat:
             return said, True
         return said, False
 
-    def give(self, lease: Lease) -> bool:
+    def give(self, lease: Lease, now: float) -> bool:
         """Hands a lease over; False where nobody listens any more."""
+        if not self._taken:
+            self.heard = now
         lane = self._free.pop()
         self._taken[lease.ticket] = lane
         block = lease.block

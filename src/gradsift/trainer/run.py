@@ -7,8 +7,10 @@ Lines of kind "eval" and "event" in ``metrics.jsonl`` are written by the loop, t
 "train" and "gate" by the loader.
 """
 
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from gradsift.clock import AbstractClock, PausableClock, WallClock
 from gradsift.data.problem import Problem
+from gradsift.engine.interface import AbstractEngine
 from gradsift.errors import UsageError
 from gradsift.loader import sift
 from gradsift.models import build_model
@@ -28,6 +31,7 @@ from gradsift.trainer.evaluation import count_examples
 from gradsift.trainer.interruption import Interruption
 from gradsift.trainer.loop import Loop
 from gradsift.trainer.progress import AbstractProgress, Silent
+from gradsift.trainer.searching import make_engine
 from gradsift.trainer.settings import Settings, check_device
 
 
@@ -54,6 +58,7 @@ def run(
     clock: AbstractClock | None = None,
     progress: AbstractProgress | None = None,
     log: AbstractLog | None = None,
+    opening: Any = None,
     command: str = "",
 ) -> Outcome:
     """Trains a fresh model on a problem until the budget is spent.
@@ -69,6 +74,7 @@ def run(
         clock: where seconds come from; None reads real ones.
         progress: is told about every step and evaluation.
         log: one more place for measurements, beside ``out``.
+        opening: how the workers of an engine open the data; None sends them the data by value.
         command: kept in the summary.
 
     Raises:
@@ -86,8 +92,16 @@ def run(
     cards = range(torch.cuda.device_count()) if device.type == "cuda" else ()
     with torch.random.fork_rng(devices=cards), Interruption() as interruption:
         torch.manual_seed(settings.seed)
-        loop = _prepare(problem, settings, device, out, clock, progress, log, interruption)
-        loop.train_all()
+        engine = make_engine(
+            settings.engine,
+            settings.scorers,
+            examples=count_examples(problem.train),
+            opening=opening,
+            address=settings.ray_address,
+        )
+        loop = _prepare(problem, settings, device, out, clock, progress, log, interruption, engine)
+        with closing(loop.train):
+            loop.train_all()
         if out is not None:
             write_picks(out, loop.pick())
             loop.compare_scores()
@@ -114,6 +128,7 @@ def _prepare(
     progress: AbstractProgress | None,
     log: AbstractLog | None,
     interruption: Interruption,
+    engine: AbstractEngine | None,
 ) -> Loop:
     """Makes every part; the folder last, when nothing can be refused any more."""
     loader = load_batches(problem, settings)
@@ -134,6 +149,7 @@ def _prepare(
         device=device,
         clock=paused,
         log=together,
+        engine=engine,
     )
     return Loop(
         problem=problem,
