@@ -4,11 +4,14 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
+import gradsift
 from engines import (
     BLOCK,
     CROSS_ENTROPY,
@@ -32,8 +35,11 @@ BLOCKS = blocks_of(N, BLOCK)
 MAKERS = {
     "inline": lambda **options: engines.inline(block=BLOCK, **options),
     "local": lambda **options: engines.local(block=BLOCK, **options),
+    "ray": lambda **options: engines.ray(block=BLOCK, **options),
 }
 KINDS = pytest.mark.parametrize("kind", MAKERS)
+TIERED = [pytest.param(kind, marks=[pytest.mark.slow] * (kind == "ray")) for kind in MAKERS]
+"""Starting Ray takes ten seconds."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -46,16 +52,35 @@ def _importable() -> Iterator[None]:
     patch.undo()
 
 
-@pytest.fixture(scope="module", params=MAKERS)
+@pytest.fixture(scope="module")
+def _cluster(_importable: None) -> Iterator[None]:
+    """One Ray for all tests: the engines join it."""
+    ray = pytest.importorskip("ray")
+    ray.init(num_cpus=4, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    yield
+    assert ray.is_initialized(), "an engine stopped what was not its own"
+    ray.shutdown()
+
+
+@pytest.fixture
+def maker(request: pytest.FixtureRequest) -> Any:
+    """Of engines of a kind."""
+    if request.param == "ray":
+        request.getfixturevalue("_cluster")
+    return MAKERS[request.param]
+
+
+@pytest.fixture(scope="module", params=TIERED)
 def engine(request: pytest.FixtureRequest) -> Iterator[AbstractEngine]:
     """One for all tests of a kind: processes take seconds to start."""
+    if request.param == "ray":
+        request.getfixturevalue("_cluster")
     made = MAKERS[request.param]()
     made.start(faulty_task())
     yield made
     made.close()
     made.close()
     assert made.state.workers == 0
-    assert made.collect() == []
 
 
 def publish(engine: AbstractEngine, version: int, **command: int) -> None:
@@ -166,27 +191,49 @@ def test_a_block_that_fails_is_tried_three_times_and_named(
     assert number not in {scored.block.number for scored in gather(engine, expected, 20)}
 
 
-def test_exact_norms_are_those_of_plain_autograd_and_equal_to_the_bit() -> None:
+def run_exactly(engine: AbstractEngine) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Trains in exact mode: ids and weights of every batch, and the parameters at the end."""
+    network = model(3)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    generator = torch.Generator().manual_seed(1)
+    loader = DataLoader(examples(), batch_size=8, shuffle=True, generator=generator)
+    train = gradsift.sift(loader, network, CROSS_ENTROPY, engine=engine)
+    seen: list[Tensor] = []
+    for batch in train:
+        assert batch.drawn
+        optimizer.zero_grad()
+        batch.loss(network(batch.inputs)).backward()
+        optimizer.step()
+        seen += [batch.indices, batch.weights]
+    train.close()
+    return seen, network.state_dict()
+
+
+@pytest.mark.parametrize("maker", TIERED, indirect=True)
+def test_exact_mode_is_the_inline_engine_to_the_bit(maker: Any) -> None:
+    options = {"mode": "exact", "every": 2}
+    seen, parameters = run_exactly(maker(dataset="engines:examples", **options))
+    expected, truth = run_exactly(engines.inline(block=BLOCK, **options))
+    assert all(torch.equal(a, b) for a, b in zip(seen, expected, strict=True))
+    assert all(torch.equal(parameters[name], truth[name]) for name in truth)
+
+
+def test_exact_norms_are_those_of_plain_autograd() -> None:
     """The inline engine is the reference; the loop over examples is the truth."""
-    found = {}
-    for kind, make in MAKERS.items():
-        engine = make()
-        engine.start(norm_task())
-        engine.publish(model(3).state_dict(), 5)
-        engine.request(BLOCKS)
-        scored = sorted(gather(engine, len(BLOCKS)), key=lambda one: one.block)
-        found[kind] = torch.cat([one.scores for one in scored])
-        engine.close()
-    for kind in MAKERS:
-        assert torch.equal(found[kind], found["inline"]), kind
+    engine = engines.inline(block=BLOCK)
+    engine.start(norm_task())
+    engine.publish(model(3).state_dict(), 5)
+    engine.request(BLOCKS)
+    scored = gather(engine, len(BLOCKS))
     inputs, targets = examples().tensors
     slow = gradient_norms(model(3), CROSS_ENTROPY, inputs, targets)
-    torch.testing.assert_close(found["inline"], slow.float(), rtol=1e-5, atol=1e-7)
+    found = torch.cat([one.scores for one in scored])
+    torch.testing.assert_close(found, slow.float(), rtol=1e-5, atol=1e-7)
 
 
-@KINDS
-def test_other_data_are_refused_at_the_start(kind: str) -> None:
-    engine = MAKERS[kind]()
+@pytest.mark.parametrize("maker", TIERED, indirect=True)
+def test_other_data_are_refused_at_the_start(maker: Any) -> None:
+    engine = maker()
     with pytest.raises((UsageError, DataError), match="differs from the loader's at example 0"):
         engine.start(norm_task(opening="engines:swapped"))
     engine.close()

@@ -44,6 +44,7 @@ LAYERS = (
 
 OPTIONAL = {
     "matplotlib": ("report",),
+    "ray": ("engine",),
     "rich": ("cli", "trainer"),
     "scipy": ("comparison",),
     "sklearn": ("data",),

@@ -39,7 +39,7 @@ def describe(run: Path) -> list[str]:
 def _engine_lines(status: dict[str, Any]) -> list[str]:
     aside = status["set_aside"]
     lines = [
-        f"engine: {status['kind']}, {status['workers']} workers, {status['workers_lost']} lost, "
+        f"engine: {status['engine']}, {status['workers']} workers, {status['workers_lost']} lost, "
         f"{status['restarts']} restarts",
         f"scores: {status['delivered']} delivered, {status['rate']:.0f} per second, "
         f"{100 * status['usable']:.0f} % of the examples usable",

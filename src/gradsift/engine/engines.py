@@ -1,10 +1,14 @@
 """Engines by name: where scores are searched for beside the training step."""
 
+import importlib
 from typing import Any
 
 from gradsift.engine.inline import InlineEngine
 from gradsift.engine.interface import AbstractEngine, Options
 from gradsift.engine.local import LocalEngine
+
+RAY = "gradsift.engine.ray"
+"""Imported when it is asked for: Ray takes a second to import, and is an extra."""
 
 
 def inline(
@@ -101,3 +105,45 @@ def local(
     """
     options = Options(dataset, block, device, every, mode, order)
     return LocalEngine(options, scorers, patience, starting)
+
+
+def ray(
+    dataset: Any = None,
+    scorers: int = 1,
+    *,
+    address: str | None = None,
+    block: int = 512,
+    device: str | None = "cpu",
+    every: int | None = None,
+    mode: str = "relaxed",
+    order: str = "round-robin",
+    patience: float = 60.0,
+) -> AbstractEngine:
+    """Scores in actors of a Ray cluster; needs ``pip install 'gradsift[ray]'``.
+
+    Without an address, Ray is started on this machine and stopped by ``train.close()``. A cluster
+    that this process is connected to, or that the address names, is joined: nothing is stopped that
+    is not ours. Modules and data must be found under the same names on every node.
+
+    Args:
+        dataset: as for `local`, opened on the node of each actor.
+        scorers: how many actors; on a joined cluster each asks for a CPU, or for a GPU where the
+            device is "cuda", and they are spread over nodes.
+        address: of the cluster, as for ``ray.init``.
+        block: as for `local`, like all below.
+        device: where actors score: "cpu" or "cuda".
+        every: training steps between publications.
+        mode: "relaxed" or "exact".
+        order: "round-robin" or "adaptive".
+        patience: seconds that one block may take.
+
+    Raises:
+        UsageError: when Ray is missing; at the first batch, when the cluster cannot be reached, or
+            no actor is ready after 30 seconds.
+
+    Example:
+        >>> ray(scorers=4, address="ray://head:10001").state.listed()
+        {'kind': 'ray', 'workers_lost': 0, 'restarts': 0}
+    """
+    options = Options(dataset, block, device, every, mode, order)
+    return importlib.import_module(RAY).RayEngine(options, scorers, address, patience)

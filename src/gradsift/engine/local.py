@@ -1,6 +1,5 @@
 """Workers as processes of this machine."""
 
-import pickle
 import time
 from collections.abc import Mapping, Sequence
 from multiprocessing.connection import wait as wait_for
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from gradsift.engine.interface import AbstractEngine, Block, EngineState, Options, Scored
 from gradsift.engine.ledger import Ledger
+from gradsift.engine.packing import pack
 from gradsift.engine.seat import FIRST_DEPTH, Seat
 from gradsift.engine.snapshot import Board, Writer, make_board
 from gradsift.engine.task import Task
@@ -66,7 +66,7 @@ class LocalEngine(AbstractEngine):
 
     def start(self, task: Task) -> None:
         """Starts all workers, and waits for the first that is ready."""
-        self._packed = _pack(task)
+        self._packed = pack(task)
         self._board = make_board(task.model.state_dict())
         self._writer = Writer(self._board)
         now = time.monotonic()
@@ -226,15 +226,3 @@ class LocalEngine(AbstractEngine):
                 f"a worker of the local engine ended while it started (exit code {code}): a "
                 "script that uses it needs the guard if __name__ == '__main__':"
             )
-
-
-def _pack(task: Task) -> bytes:
-    """By value: sent as it is, a tensor would be moved into memory that both sides share."""
-    try:
-        return pickle.dumps(task)
-    except Exception as error:
-        raise UsageError(
-            f"the model, the loss, the score or the data cannot be sent to a worker "
-            f"({type(error).__name__}: {error}): define them in a module, not in a function, and "
-            "name the data set by engines.local(dataset='module:callable')"
-        ) from error

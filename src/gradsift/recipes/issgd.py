@@ -10,7 +10,7 @@ most, which costs variance and never bias.
 |---|---|---|
 | smoothing | share of uniform draws with the least estimated second moment | constant c = 10 |
 | scores that are too old | count as unseen | are not drawn: biased |
-| too old | 4 passes over the data | 20 seconds |
+| too old | 10 passes over the data | 20 seconds |
 | draw | stratified | with replacement |
 | units | none | c is in those of a gradient norm |
 
@@ -56,7 +56,7 @@ ISSGD_2015 = Recipe(
     distribution=Proportional(),
     draw=Multinomial(),
     smoothing=0.0,
-    search=Search(stale="filter", epochs=None, seconds=20.0, constant=10.0),
+    search=Search(stale="filter", epochs=None, seconds=20.0, opens=0.1, constant=10.0),
     reference=f"{_PAPER}, with the constants and the filter of the authors' code",
     name="issgd2015",
 )

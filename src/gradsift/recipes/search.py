@@ -20,7 +20,8 @@ class Search:
             estimator is that of the mean over the others: biased within a sweep.
         epochs: age in passes over the data from which a score is too old; None for no limit.
         seconds: likewise in real seconds since it came.
-        least: share of examples with usable scores below which steps are uniform.
+        opens: share of examples with usable scores from which they are first drawn by.
+        least: share below which steps are uniform again.
         constant: c, added to every score in its own unit, as published; None chooses the share of
             uniform draws by the estimated second moment, which is free of units.
 
@@ -34,8 +35,9 @@ class Search:
 
     every: int = 32
     stale: str = "neutral"
-    epochs: float | None = 4.0
+    epochs: float | None = 10.0
     seconds: float | None = None
+    opens: float = 0.5
     least: float = 0.1
     constant: float | None = None
 
@@ -43,11 +45,12 @@ class Search:
         if self.stale not in get_args(Stale):
             raise UsageError(f"stale={self.stale!r} received, expected 'neutral' or 'filter'")
         ages = [age for age in (self.epochs, self.seconds) if age is not None]
-        if self.every < 1 or not 0 <= self.least <= 1 or any(not age > 0 for age in ages):
+        shares = 0 <= self.least <= self.opens <= 1
+        if self.every < 1 or not shares or any(not age > 0 for age in ages):
             raise UsageError(
-                f"a search received every={self.every}, least={self.least}, "
-                f"epochs={self.epochs}, seconds={self.seconds}: expected at least one step, a "
-                "share from 0 to 1, and ages above zero"
+                f"a search received every={self.every}, opens={self.opens}, least={self.least}, "
+                f"epochs={self.epochs}, seconds={self.seconds}: expected at least one step, "
+                "shares 0 <= least <= opens <= 1, and ages above zero"
             )
         if self.constant is not None and not (math.isfinite(self.constant) and self.constant > 0):
             raise UsageError(

@@ -121,7 +121,7 @@ class Searched(AbstractPolicy):
         else:
             reason = (
                 f"the {kind} engine has usable scores of {share} of the examples, "
-                f"{100 * self._search.least:.0f} % and one sweep are needed"
+                f"{100 * self._needed:.0f} % are needed"
             )
         state = "on" if self._usable else "off"
         return {"state": state, "reason": reason, "opened_at_step": self._opened_at}
@@ -140,7 +140,9 @@ class Searched(AbstractPolicy):
         known = self.sweep.versions[self.sweep.versions >= 0]
         ages = np.maximum(self._steps - known, 0)
         return {
-            **state.listed(),
+            "engine": state.kind,
+            "workers_lost": state.workers_lost,
+            "restarts": state.restarts,
             "workers": state.workers,
             "set_aside": list(state.set_aside),
             "delivered": self._delivered,
@@ -157,12 +159,12 @@ class Searched(AbstractPolicy):
 
     @property
     def _usable(self) -> bool:
-        """Enough examples have scores; a first sweep is finished before anything is drawn."""
-        usable = self.proposal.usable
-        if self._opened_at is None and self._search.stale == "neutral":
-            aside = len(self.engine.state.set_aside) * self.engine.options.block
-            return usable >= 1 - aside / (self._source.examples or 1) and usable > 0
-        return usable > 0 and usable >= self._search.least
+        """Enough examples have scores: more to begin with than to go on."""
+        return self.proposal.usable > 0 and self.proposal.usable >= self._needed
+
+    @property
+    def _needed(self) -> float:
+        return self._search.opens if self._opened_at is None else self._search.least
 
     def _age_in_words(self) -> str:
         known = self.sweep.versions[self.sweep.versions >= 0]
