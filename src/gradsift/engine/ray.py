@@ -1,4 +1,4 @@
-"""Workers as actors on a Ray cluster: the only file that knows Ray, with `gradsift.parallel.ray`.
+"""Workers as actors on a Ray cluster.
 
 Extra ``ray``. Without an address a cluster of our own is started on this machine, its dashboard
 off, and stopped at the end; one that runs already, or that an address names, is joined and left as
@@ -6,60 +6,23 @@ it was.
 """
 
 import os
-import pickle
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, final
 
-import torch
 from torch import Tensor
 
 from gradsift.engine.interface import AbstractEngine, Block, EngineState, Options, Scored
 from gradsift.engine.ledger import Lease, Ledger, back_off
 from gradsift.engine.packing import pack
-from gradsift.engine.task import Examiner
+from gradsift.engine.ray_cluster import Scorer, connect, ray, reason_of
 from gradsift.errors import UsageError
-
-_ray: Any
-try:
-    import ray
-except ImportError:
-    _ray = None
-else:
-    _ray = ray
 
 DEPTH = 2
 """Calls that one actor may have: one in work, one that waits."""
 
 STARTING = 30.0
-
-
-class Scorer:
-    """What runs as an actor. Ray rebuilds it by its constructor, so it has no other state.
-
-    Args:
-        packed: a pickled `Task`, which the trainer sent to this actor alone.
-    """
-
-    def __init__(self, packed: bytes) -> None:
-        torch.set_num_threads(1)
-        self._examiner = Examiner(pickle.loads(packed))
-
-    def ready(self) -> str | None:
-        """What should be said about the data."""
-        return self._examiner.notice
-
-    def score(
-        self, parameters: Mapping[str, Tensor], version: int, start: int, stop: int
-    ) -> tuple[Tensor, float]:
-        """Scores one block with one whole set of parameters, which came with the call."""
-        before = time.perf_counter()
-        if version != self._examiner.version:
-            # Ray's store is read-only memory; loading copies out of it.
-            self._examiner.load(parameters, version)
-        scores = self._examiner.score(start, stop)
-        return scores, time.perf_counter() - before
 
 
 @dataclass(eq=False)
@@ -105,7 +68,7 @@ class RayEngine(AbstractEngine):
         address: str | None = None,
         patience: float = 60.0,
     ) -> None:
-        if _ray is None:
+        if ray is None:
             raise UsageError("the Ray engine needs ray: run pip install 'gradsift[ray]'")
         if scorers < 1 or not patience > 0:
             raise UsageError(
@@ -127,7 +90,7 @@ class RayEngine(AbstractEngine):
     def start(self, task: Any) -> None:
         """Starts or joins a cluster, and waits for the first actor that is ready."""
         self._packed = pack(task)
-        self._ours = _connect(self._address)
+        self._ours = connect(self._address)
         now = time.monotonic()
         for post in self._posts:
             self._hire(post, now)
@@ -140,7 +103,7 @@ class RayEngine(AbstractEngine):
     def publish(self, parameters: Mapping[str, Tensor], version: int) -> None:
         """Puts a copy into the object store; actors get it with their next block."""
         copies = {name: value.detach().cpu().clone() for name, value in parameters.items()}
-        self._parameters = _ray.put(copies)
+        self._parameters = ray.put(copies)
         self._version = version
 
     def request(self, blocks: Sequence[Block]) -> None:
@@ -156,16 +119,16 @@ class RayEngine(AbstractEngine):
     def close(self) -> None:
         """Ends the actors; stops the cluster only if it is ours."""
         self._packed = None
-        connected = _ray.is_initialized()
+        connected = ray.is_initialized()
         for post in self._posts:
             self._ledger.lost(post.number, None, "closed")
             post.calls.clear()
             if post.actor is not None and connected:
-                _ray.kill(post.actor)
+                ray.kill(post.actor)
             post.actor = post.waking = None
         self._parameters = None
         if self._ours and connected:
-            _ray.shutdown()
+            ray.shutdown()
         self._ours = False
 
     @property
@@ -200,7 +163,7 @@ class RayEngine(AbstractEngine):
         # Restarts are ours, so that they are counted, slowed down and told.
         options = {**needs, "max_restarts": 0, "scheduling_strategy": "SPREAD"}
         path = {"env_vars": {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}}
-        post.actor = _ray.remote(Scorer).options(**options, runtime_env=path).remote(self._packed)
+        post.actor = ray.remote(Scorer).options(**options, runtime_env=path).remote(self._packed)
         post.waking = post.actor.ready.remote()
         post.restart_at = now
 
@@ -208,23 +171,23 @@ class RayEngine(AbstractEngine):
         while not any(post.ready for post in self._posts):
             for post in self._posts:
                 if (error := self._wake(post, 0.2)) is not None:
-                    raise UsageError(f"an actor of the Ray engine cannot start: {_reason(error)}")
+                    raise UsageError(f"an actor of the Ray engine cannot start: {reason_of(error)}")
             if time.monotonic() - since > STARTING:
                 raise UsageError(
                     f"no actor of the Ray engine was ready after {STARTING:g} s: the cluster has "
-                    f"{_ray.available_resources().get('CPU', 0):g} free CPUs and "
-                    f"{_ray.available_resources().get('GPU', 0):g} free GPUs; free some, or ask "
+                    f"{ray.available_resources().get('CPU', 0):g} free CPUs and "
+                    f"{ray.available_resources().get('GPU', 0):g} free GPUs; free some, or ask "
                     "for less"
                 )
 
     def _wake(self, post: _Post, wait: float) -> Exception | None:
         """Looks whether an actor is ready; returns what keeps it from being."""
-        done, _ = _ray.wait([post.waking], timeout=wait)
+        done, _ = ray.wait([post.waking], timeout=wait)
         if not done:
             return None
         try:
-            notice = _ray.get(post.waking)
-        except _ray.exceptions.RayError as error:
+            notice = ray.get(post.waking)
+        except ray.exceptions.RayError as error:
             return error
         post.waking = None
         if notice:
@@ -235,7 +198,7 @@ class RayEngine(AbstractEngine):
         now = time.monotonic()
         refs = [ref for post in self._posts for ref in post.calls]
         if refs:
-            _ray.wait(refs, num_returns=1, timeout=wait)
+            ray.wait(refs, num_returns=1, timeout=wait)
         elif wait > 0:
             time.sleep(min(wait, 0.05))
         found: list[Scored] = []
@@ -243,7 +206,7 @@ class RayEngine(AbstractEngine):
             if post.waking is not None:
                 error = self._wake(post, 0)
                 if error is not None:
-                    self._lose(post, f"could not start ({_reason(error)})", None, now)
+                    self._lose(post, f"could not start ({reason_of(error)})", None, now)
             elif post.ready:
                 found += self._listen(post, now)
             elif self._packed is not None and now >= post.restart_at:
@@ -256,18 +219,18 @@ class RayEngine(AbstractEngine):
         found: list[Scored] = []
         while post.calls:
             ref, (lease, version, since) = next(iter(post.calls.items()))
-            if not _ray.wait([ref], timeout=0)[0]:
+            if not ray.wait([ref], timeout=0)[0]:
                 if now - since > self._patience:
                     self._lose(post, f"was silent for {now - since:.0f} s", lease.ticket, now)
                 break
             del post.calls[ref]
             self._start_next(post, now)
             try:
-                scores, seconds = _ray.get(ref)
-            except _ray.exceptions.RayTaskError as error:
-                self._ledger.failed(lease.ticket, _reason(error))
+                scores, seconds = ray.get(ref)
+            except ray.exceptions.RayTaskError as error:
+                self._ledger.failed(lease.ticket, reason_of(error))
                 continue
-            except _ray.exceptions.RayError as error:
+            except ray.exceptions.RayError as error:
                 self._lose(post, f"ended ({type(error).__name__})", lease.ticket, now)
                 break
             if (block := self._ledger.done(lease.ticket)) is not None:
@@ -282,7 +245,7 @@ class RayEngine(AbstractEngine):
             return
 
     def _lose(self, post: _Post, how: str, ticket: int | None, now: float) -> None:
-        _ray.kill(post.actor)
+        ray.kill(post.actor)
         post.actor = post.waking = None
         post.calls.clear()
         post.losses += 1
@@ -306,26 +269,3 @@ class RayEngine(AbstractEngine):
                     self._parameters, self._version, block.start, block.stop
                 )
                 post.calls[ref] = (lease, self._version, now)
-
-
-def _connect(address: str | None) -> bool:
-    """Joins a cluster, or starts one; returns whether it is ours to stop."""
-    if _ray.is_initialized():
-        return False
-    quiet = {"logging_level": "ERROR", "log_to_driver": False}
-    try:
-        if address is not None:
-            _ray.init(address=address, **quiet)
-            return False
-        _ray.init(include_dashboard=False, **quiet)
-    except Exception as error:
-        raise UsageError(
-            f"Ray at {address or 'this machine'} cannot be reached or started "
-            f"({_reason(error)}): check the address, and that the token of the cluster is set"
-        ) from error
-    return True
-
-
-def _reason(error: BaseException) -> str:
-    cause = getattr(error, "cause", None) or error
-    return " ".join(f"{type(cause).__name__}: {cause}".split())[-400:]
