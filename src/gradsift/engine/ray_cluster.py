@@ -1,6 +1,7 @@
 """Ray itself: whether it is there, how a cluster is joined or started, what runs as an actor."""
 
 import pickle
+import socket
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -18,6 +19,9 @@ except ImportError:
     ray = None
 else:
     ray = _ray
+
+CONNECTING = 10.0
+"""Seconds that the head node of a cluster may take to answer."""
 
 
 class Scorer:
@@ -55,6 +59,7 @@ def connect(address: str | None) -> bool:
     """
     if ray.is_initialized():
         return False
+    _check_reachable(address)
     quiet = {"logging_level": "ERROR", "log_to_driver": False}
     try:
         if address is not None:
@@ -67,6 +72,20 @@ def connect(address: str | None) -> bool:
             f"({reason_of(error)}): check the address, and that the token of the cluster is set"
         ) from error
     return True
+
+
+def _check_reachable(address: str | None) -> None:
+    """Ray itself tries for minutes."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not (host and port.isdigit()):
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECTING).close()
+    except OSError as error:
+        raise UsageError(
+            f"Ray at {address} cannot be reached ({error.strerror or error}): check the address, "
+            "and that the head node runs"
+        ) from error
 
 
 def reason_of(error: BaseException) -> str:
