@@ -104,12 +104,10 @@ def train(
     folder = _free_folder() if out is None else out
     require_free(folder)
     problem = load_problem(data, reading)
-    opening = partial(load_problem, data, reading)
-    outcome = _watched(problem, settings, folder, seconds, opening)
+    outcome = _watched(problem, settings, folder, seconds, partial(load_problem, data, reading))
     finished = read_run(folder)
-    page = write_page(folder / FILE, [finished])
     typer.echo(table([finished]))
-    typer.echo(f"\nreport: {page}")
+    typer.echo(f"\nreport: {write_page(folder / FILE, [finished])}")
     return 130 if outcome.interrupted else 0
 
 

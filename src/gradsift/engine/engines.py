@@ -142,8 +142,10 @@ def ray(
             no actor is ready after 30 seconds.
 
     Example:
-        >>> ray(scorers=4, address="ray://head:10001").state.listed()
-        {'kind': 'ray', 'workers_lost': 0, 'restarts': 0}
+        >>> engine = ray(scorers=4, address="ray://head:10001")  # doctest: +SKIP
+        >>> ray(block=0)
+        Traceback (most recent call last):
+        gradsift.errors.UsageError: an engine received blocks of 0 examples and a publication ...
     """
     options = Options(dataset, block, device, every, mode, order)
     return importlib.import_module(RAY).RayEngine(options, scorers, address, patience)
