@@ -26,7 +26,13 @@ def _nothing_leaks() -> Iterator[None]:
 
 
 def _process_state() -> dict[str, object]:
-    libraries = ("PYTEST_", "TORCHINDUCTOR_", "KMP_")  # set at their own first use
+    libraries = (
+        "PYTEST_",
+        "TORCHINDUCTOR_",
+        "KMP_",
+        "RAY_",
+        "PYTHONBREAKPOINT",
+    )  # set at their own first use
     variables = {
         name: value for name, value in os.environ.items() if not name.startswith(libraries)
     }

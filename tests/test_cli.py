@@ -25,7 +25,8 @@ PARALLEL = ["--workers", "--delay", "--backend", "--compensation", "--rho", "--b
 FLAGS = [
     *("--data", *READING, "--model", "--recipe", "--batch-size", "--pool-ratio", "--lr"),
     *("--weight-decay", "--schedule"),
-    *("--optimizer", "--norm", "--spend", "--budget", "--seed", "--device", "--out", "--clock"),
+    *("--optimizer", "--norm", "--spend", "--engine", "--scorers", "--ray-address", "--budget"),
+    *("--seed", "--device", "--out", "--clock"),
     *("--resume", "--checkpoint-every"),
     *PARALLEL,
 ]
@@ -46,7 +47,7 @@ def test_the_flags_of_train_are_frozen():
 
 
 def test_the_verbs_are_frozen():
-    assert list(typer.main.get_command(app).commands) == ["train", "probe", "compare"]  # pyright: ignore[reportAttributeAccessIssue]
+    assert list(typer.main.get_command(app).commands) == ["train", "probe", "status", "compare"]  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_a_run_ends_with_a_table_and_the_whole_of_its_files(workplace, capsys):

@@ -30,6 +30,7 @@ LAYERS = (
     ("monitors",),
     ("gate",),
     ("recipes",),
+    ("engine",),
     ("sifting",),
     ("loader", "prospect"),
     ("parallel",),
@@ -44,6 +45,7 @@ LAYERS = (
 
 OPTIONAL = {
     "matplotlib": ("report",),
+    "ray": ("engine",),
     "rich": ("cli", "trainer"),
     "scipy": ("comparison",),
     "sklearn": ("data",),

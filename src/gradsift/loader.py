@@ -8,6 +8,7 @@ import torch
 
 from gradsift.clock import AbstractClock, WallClock
 from gradsift.data.split import Split, split_batch
+from gradsift.engine.interface import AbstractEngine
 from gradsift.errors import UsageError
 from gradsift.monitors.log import AbstractLog, JsonLines, NullLog
 from gradsift.recipes import recipes
@@ -32,7 +33,7 @@ def sift(
     split: Split | None = None,
     forward: Forward | None = None,
     device: torch.device | str | None = None,
-    engine: None = None,
+    engine: AbstractEngine | None = None,
     spend: Spend | None = None,
     seed: int = 0,
     rank: int | None = None,
@@ -56,7 +57,11 @@ def sift(
             ``labels``.
         forward: ``model(**mapping)``, ``model(*tuple)`` or ``model(x)`` by default.
         device: where batches go; by default the device of the model at the first iteration.
-        engine: where scores are searched for beside the training step; None: nowhere.
+        engine: where scores are searched for beside the training step, one of `gradsift.engines`:
+            ``engines.local(dataset="module:callable", scorers=1)`` uses a spare core. It goes with
+            ``recipe="issgd"``, which it makes the default. None: nowhere; a recipe that needs an
+            engine then scores in the training process itself. Ends with ``train.close()``, or with
+            the process.
         spend: what lower variance is spent on: "batch", a smaller batch of equal noise, in
             eighths of the loader's own, as far as steps get faster: the same steps in less time;
             "noise", less of it in each step, which fits the training set better in as many steps
@@ -100,8 +105,10 @@ def sift(
         >>> print(train)
         on: recipe 'pool' draws one of 3 candidates, always
     """
-    assembled = recipe if isinstance(recipe, Recipe) else recipes[recipe]
-    _check(model, loss_fn, engine)
+    named = "issgd" if engine is not None and recipe == "auto" else recipe
+    assembled = named if isinstance(named, Recipe) else recipes[named]
+    _check(model, loss_fn)
+    _check_engine(engine, assembled)
     _check_ranks(rank, world_size)
     if (first := _description_of_living(loader)) is not None:
         raise UsageError(
@@ -124,6 +131,7 @@ def sift(
             per_example_seed=per_example_seed,
             clock=clock or WallClock(),
             log=NullLog() if log is None or _follows(rank) else _open_log(log),
+            engine=engine,
         ),
     )
     _alive[id(loader)] = sifted
@@ -145,12 +153,23 @@ def _open_log(log: str | Path | AbstractLog) -> AbstractLog:
     return log if isinstance(log, AbstractLog) else JsonLines(log)
 
 
-def _check(model: Any, loss_fn: Any, engine: Any) -> None:
+def _check(model: Any, loss_fn: Any) -> None:
     for name, value in (("model", model), ("loss_fn", loss_fn)):
         if not callable(value):
             raise UsageError(f"{name} is a {type(value).__name__}, expected a callable")
-    if engine is not None:
-        raise UsageError(f"engine {engine!r} received, expected None: no engine is built in yet")
+
+
+def _check_engine(engine: Any, recipe: Recipe) -> None:
+    if engine is not None and not isinstance(engine, AbstractEngine):
+        raise UsageError(
+            f"engine {engine!r} received, expected one of gradsift.engines, such as "
+            "engines.local(scorers=1)"
+        )
+    if engine is not None and recipe.search is None:
+        raise UsageError(
+            f"recipe {recipe.name!r} takes no scores from an engine: use recipe='issgd', or leave "
+            "the engine out"
+        )
 
 
 def _check_ranks(rank: int | None, world_size: int | None) -> None:

@@ -7,6 +7,7 @@ import typer
 from gradsift.clock import AbstractClock, VirtualClock
 from gradsift.errors import UsageError
 from gradsift.models import FAMILIES
+from gradsift.trainer.searching import ENGINES
 from gradsift.trainer.settings import OPTIMIZERS
 
 Model = Annotated[str, typer.Option(help=f"One of {', '.join(FAMILIES)}.")]
@@ -26,6 +27,19 @@ SpendName = Annotated[
         help="What lower variance is spent on: noise, batch or lr.",
         show_default="batch for auto, without BatchNorm",
     ),
+]
+EngineName = Annotated[
+    str | None,
+    typer.Option(
+        "--engine",
+        help=f"Where scores are searched for: {', '.join(ENGINES)}.",
+        show_default="nowhere",
+    ),
+]
+Scorers = Annotated[int, typer.Option(help="Workers of the engine.")]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(help="Of the Ray cluster to join.", show_default="Ray on this machine"),
 ]
 Seed = Annotated[int, typer.Option(help="Of everything random.")]
 Device = Annotated[str, typer.Option(help="Such as cpu or cuda:0.")]

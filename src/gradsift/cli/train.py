@@ -5,6 +5,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 from contextvars import ContextVar
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,11 +19,14 @@ from gradsift.cli.flags import (
     CheckpointEvery,
     ClockName,
     Device,
+    EngineName,
     Lr,
     Model,
     Norm,
     OptimizerName,
+    RayAddress,
     Resume,
+    Scorers,
     Seed,
     SpendName,
     WeightDecay,
@@ -57,7 +61,7 @@ READING = ("data", "label", "drop", "missing", "task", "unit", "context")
 
 SETTINGS = (
     *("model", "recipe", "batch_size", "pool_ratio", "lr", "weight_decay", "schedule"),
-    *("optimizer", "norm", "spend", "seed", "device"),
+    *("optimizer", "norm", "spend", "engine", "scorers", "ray_address", "seed", "device"),
 )
 """Flags that are settings of the same name; the budget is one too, and is parsed."""
 
@@ -93,6 +97,9 @@ def train(
     optimizer: OptimizerName = "sgd",
     norm: Norm = None,
     spend: SpendName = None,
+    engine: EngineName = None,
+    scorers: Scorers = 1,
+    ray_address: RayAddress = None,
     budget: Annotated[str, typer.Option(help="Such as 60s, 10ep or 2000steps.")] = "10s",
     seed: Seed = 0,
     device: Device = "cpu",
@@ -111,7 +118,7 @@ def train(
 ) -> int:
     """Train a model on a data set, and write a summary, measurements and a report."""
     found = {"count": workers, "delay": delay, "backend": backend, "rho": rho, "bound": bound}
-    others = {"pool-ratio": pool_ratio, "spend": spend}
+    others = {"pool-ratio": pool_ratio, "spend": spend, "engine": engine}
     team = find_workers(recipe, others, **found, compensation=compensation)
     if team is not None and resume:
         raise UsageError(
@@ -120,7 +127,7 @@ def train(
     values = (
         *(data, label, list(drop or ()), missing, task, unit, context, model),
         *("uniform" if team else recipe, batch_size, pool_ratio, lr, weight_decay, schedule),
-        *(optimizer, norm, spend, seed, device, budget, clock),
+        *(optimizer, norm, spend, engine, scorers, ray_address, seed, device, budget, clock),
     )
     flags = dict(zip((*READING, *SETTINGS, "budget", "clock"), values, strict=True))
     every = parse_budget(checkpoint_every)
@@ -160,7 +167,8 @@ def _watched(
     clock = find_clock(flags["clock"])
     if not keeping.resume:
         require_free(folder)
-    problem = load_problem(flags["data"], reading)
+    opening = partial(load_problem, flags["data"], reading)
+    problem = opening()
     with ExitStack() as stack:
         on_terminal = sys.stdout.isatty()
         progress = stack.enter_context(Bar(Console())) if on_terminal else Lines()
@@ -172,7 +180,7 @@ def _watched(
         }
         if team is not None:
             return run_parallel(problem, settings, team, **watched)
-        return run(problem, settings, **watched, keeping=keeping)
+        return run(problem, settings, **watched, keeping=keeping, opening=opening)
 
 
 def _free_folder() -> Path:

@@ -139,12 +139,15 @@ class MapSource(AbstractSource):
     Ids are the indices that the user's sampler yields, so they mean the same in every epoch,
     however the data set is wrapped. The order of a DataLoader's batches is part of its contract;
     a loader made with ``in_order=False`` is read in order all the same.
+
+    Attributes:
+        loader: the user's own.
     """
 
     def __init__(self, loader: DataLoader[Any], per_example_seed: int | None = None) -> None:
         super().__init__()
         nominal = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
-        self._loader = loader
+        self.loader = loader
         self._sampler = PlannedBatches(loader, nominal, visits=per_example_seed is not None)
         dataset = loader.dataset
         if per_example_seed is not None:
@@ -176,14 +179,14 @@ class MapSource(AbstractSource):
         try:
             return iter(self._reader)
         finally:
-            self._reader.generator = self._loader.generator
+            self._reader.generator = self.loader.generator
 
     def __len__(self) -> int:
-        return len(self._loader)
+        return len(self.loader)
 
     def state_dict(self) -> dict[str, Any]:
         """The place in the order of ids, the ids that were requested ahead, and their plans."""
-        generator = self._loader.generator
+        generator = self.loader.generator
         return {
             **self._sampler.state_dict(underway=self.underway),
             "underway": self.underway,
@@ -195,8 +198,8 @@ class MapSource(AbstractSource):
         _check_kind(state, "ahead", self)
         self._sampler.load_state_dict(state, underway=state["underway"])
         self._epoch, self._resumed = None, state["underway"]
-        if self._loader.generator is not None and state["generator"] is not None:
-            self._loader.generator.set_state(state["generator"])
+        if self.loader.generator is not None and state["generator"] is not None:
+            self.loader.generator.set_state(state["generator"])
 
 
 def _twin(

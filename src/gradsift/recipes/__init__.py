@@ -3,9 +3,11 @@
 from collections.abc import Iterator, Mapping
 
 from gradsift.errors import UsageError
+from gradsift.recipes.issgd import ISSGD, ISSGD_2015
 from gradsift.recipes.katharopoulos2018 import CONSTANT_TIME, CONSTANT_VARIANCE, KATHAROPOULOS_2018
 from gradsift.recipes.pool import LOSS, POOL
 from gradsift.recipes.recipe import Recipe as Recipe
+from gradsift.recipes.search import Search as Search
 from gradsift.recipes.table import AUTO, TABLE, TABLE_EXACT
 from gradsift.recipes.uniform import UNIFORM, UNIFORM_IID
 
@@ -49,4 +51,6 @@ recipes = Recipes(
     KATHAROPOULOS_2018,
     CONSTANT_VARIANCE,
     CONSTANT_TIME,
+    ISSGD,
+    ISSGD_2015,
 )

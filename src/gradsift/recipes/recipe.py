@@ -6,6 +6,7 @@ from typing import Literal, get_args
 
 from gradsift.errors import UsageError
 from gradsift.gate import AbstractGate, MeasuredGate
+from gradsift.recipes.search import Search
 from gradsift.sampling.corrections import AbstractCorrection
 from gradsift.sampling.distributions import AbstractDistribution, Proportional
 from gradsift.sampling.draws import AbstractDraw, Systematic
@@ -13,7 +14,7 @@ from gradsift.scores.base import AbstractOutputScore, ScoreFunction
 from gradsift.scores.gradient_norm import GradientNorm
 from gradsift.scores.output_gradient import OutputGradient
 
-Origin = Literal["loader", "iid", "pool", "table", "auto"]
+Origin = Literal["loader", "iid", "pool", "table", "auto", "engine"]
 
 REMEMBERED = ("table", "auto")
 """Sources that keep the scores of training steps in a table."""
@@ -26,7 +27,8 @@ class Recipe:
     Attributes:
         source: "loader" for the user's own order, "iid" for independent uniform ids, "pool" for
             candidates that are scored in the step, "table" for ids drawn by the scores of earlier
-            steps, "auto" for whichever of them pays.
+            steps, "auto" for whichever of them pays, "engine" for ids drawn by scores that an
+            engine measures beside the training.
         ratio: r, candidates per trained example.
         score: how much an example matters.
         distribution: scores to probabilities.
@@ -34,6 +36,7 @@ class Recipe:
         correction: a change of the weights that trades bias for variance, or None.
         gate: when scores are used; None uses them in every step. "auto" has a `MeasuredGate`.
         smoothing: of a table: the share of an example's old score that is kept beside a new one.
+        search: of the source "engine", and of no other: how its scores are used.
         reference: where the method was published.
         name: what reports call it.
 
@@ -63,6 +66,7 @@ class Recipe:
     correction: AbstractCorrection | None = None
     gate: AbstractGate | MeasuredGate | None = None
     smoothing: float = 0.5
+    search: Search | None = None
     reference: str = ""
     name: str = "custom"
 
@@ -85,6 +89,11 @@ class Recipe:
                 "that the outputs of a training step determine, such as OutputGradient() or "
                 "Loss(), or for a table GradientNorm(), which its backward pass tells"
             )
+        if (self.source == "engine") != (self.search is not None):
+            raise UsageError(
+                f"recipe source {self.source!r} received search={self.search!r}: a Search belongs "
+                "to the source 'engine', and to no other"
+            )
         if (self.source == "auto") != isinstance(self.gate, MeasuredGate):
             raise UsageError(
                 f"recipe source {self.source!r} received the gate {self.gate!r}: a MeasuredGate "
@@ -99,4 +108,6 @@ class Recipe:
     @property
     def biased(self) -> bool:
         """Whether the weighted mean differs from the mean over the data, on purpose."""
+        if self.search is not None and self.search.stale == "filter":
+            return True
         return self.draw.biased or (self.correction is not None and self.correction.biased)

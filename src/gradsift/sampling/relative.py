@@ -199,6 +199,13 @@ class RelativeScores:
         self.versions[places] = version
         self.seen += len(known) - int(np.count_nonzero(known))
 
+    def forget(self, places: Int64[np.ndarray, " n"]) -> None:
+        """Examples are unseen again, with relative score one."""
+        places = np.unique(places)
+        self.seen -= int(np.count_nonzero(self.versions[places] != UNSEEN))
+        self.tree.set(places, np.ones(len(places)))
+        self.versions[places] = UNSEEN
+
     def load(self, values: Float[np.ndarray, " N"], versions: Int32[np.ndarray, " N"]) -> None:
         """Replaces everything; the tree is to be rebuilt."""
         self.tree.leaves[:] = values

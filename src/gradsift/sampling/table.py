@@ -195,6 +195,10 @@ class ScoreTable:
             self._scores.store(self._order.places(fresh.ids), relative, version)
         return fresh.quarantined
 
+    def forget(self, indices: Int64[Tensor, " n"]) -> None:
+        """Examples count as unseen again: their scores are too old. Draws stay unbiased."""
+        self._scores.forget(self._places(indices))
+
     def draw(self, size: int, generator: torch.Generator | None = None) -> Draw:
         """Draws examples of the whole data set.
 

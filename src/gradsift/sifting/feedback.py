@@ -146,10 +146,13 @@ class Feedback:
         self._policy.see(scores, self._counts.steps)
 
     def write_news(self) -> None:
-        """Writes down what the policy has decided."""
+        """Writes down what the policy has decided, and says what it has to say."""
         for values in self._policy.news:
             self._setup.log.write("gate", step=self._counts.steps, seconds=self._now(), **values)
         self._policy.news.clear()
+        for text in self._policy.said:
+            self.notice(text)
+        self._policy.said.clear()
 
     def notice(self, text: str) -> None:
         """Says something about the run, once: as a warning of the log ``gradsift``, and kept."""

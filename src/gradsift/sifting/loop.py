@@ -21,9 +21,9 @@ from gradsift.sifting.feedback import Feedback
 from gradsift.sifting.policies import choose_policy
 from gradsift.sifting.preparing import Preparing
 from gradsift.sifting.ranks import AbstractRanks, Alone, EpochOverError, TogetherError
-from gradsift.sifting.saved import FORMAT, check_saved
+from gradsift.sifting.saved import FORMAT, check_saved, made_for
 from gradsift.sifting.setup import Counts, OpenStep, Setup, device_of, first_notices
-from gradsift.sifting.together import find_ranks, place
+from gradsift.sifting.together import find_ranks
 
 T = TypeVar("T")
 
@@ -114,6 +114,20 @@ class SiftedLoader:
         """The gate's state, reason and the step at which it first opened; None without a gate."""
         return self.policy.summary()
 
+    @property
+    def engine(self) -> dict[str, Any] | None:
+        """The engine's kind, and how many of its workers were lost and restarted; None without."""
+        return self.policy.engine_summary
+
+    @property
+    def engine_status(self) -> dict[str, Any] | None:
+        """How an engine's search goes: rate, ages in steps, versions behind; None without one."""
+        return self.policy.engine_status()
+
+    def close(self) -> None:
+        """Ends what an engine runs beside the training. Nothing is searched for afterwards."""
+        self.policy.close()
+
     def __len__(self) -> int:
         return len(self._source)
 
@@ -169,7 +183,7 @@ class SiftedLoader:
         self.settle()
         return {
             "format": FORMAT,
-            "made_for": self._made_for(),
+            "made_for": made_for(self._setup, self._source.examples),
             "begun": self._begun,
             "rehearsed": self._preparing.rehearsed,
             "counts": self._counts.state_dict(),
@@ -195,7 +209,7 @@ class SiftedLoader:
             UsageError: for anything else, or the state of another recipe, data set, batch size or
                 rank.
         """
-        check_saved(state, self._made_for())
+        check_saved(state, made_for(self._setup, self._source.examples))
         self._open = None
         self._begun, self._preparing.rehearsed = state["begun"], state["rehearsed"]
         if self._begun:
@@ -226,6 +240,7 @@ class SiftedLoader:
         if self._open is not None:
             self.policy.timed(self._open.plan, now - self._open.before, self._open.loading)
             self._open = None
+            now += self.policy.search()
         self._feedback.write_news()
         return now
 
@@ -256,17 +271,6 @@ class SiftedLoader:
         except Exception as error:
             self._ranks.fail(error)
             raise
-
-    def _made_for(self) -> dict[str, Any]:
-        rank, processes = place()
-        given = self._setup.rank
-        return {
-            "recipe": self.recipe.name,
-            "examples": self._source.examples,
-            "rank": rank if given is None else given,
-            "processes": processes,
-            "per_example_seed": self._setup.per_example_seed,
-        }
 
     def _join(self) -> None:
         setup = self._setup

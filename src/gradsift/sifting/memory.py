@@ -56,6 +56,7 @@ class Memory:
         seed: of the table.
         adapts: whether the proposal follows the prices.
         steps: of one pass over the data.
+        ahead: batches drawn together, at most.
 
     Attributes:
         table: score, version and age of every example.
@@ -64,7 +65,14 @@ class Memory:
     """
 
     def __init__(
-        self, recipe: Recipe, examples: int, seed: int, *, adapts: bool, steps: int = 0
+        self,
+        recipe: Recipe,
+        examples: int,
+        seed: int,
+        *,
+        adapts: bool,
+        steps: int = 0,
+        ahead: int = WINDOW,
     ) -> None:
         horizon = min(max(steps // WINDOW, SHORTEST), LONGEST)
         self.prices = Prices(momentum=(horizon - 1) / (horizon + 1))
@@ -78,6 +86,7 @@ class Memory:
             seed=seed,
         )
         self._adapts = adapts
+        self._ahead = ahead
         known = isinstance(draw, Stratified) and examples <= ARRANGED
         self._labels = np.full(examples, NO_LABEL, np.int32) if known else None
         self._passed = 0
@@ -134,7 +143,7 @@ class Memory:
 
     def _window(self, size: int, generator: torch.Generator) -> list[Draw]:
         batches = self._ranks.size * max(
-            1, min(WINDOW, self.table.size // (size * self._ranks.size))
+            1, min(self._ahead, self.table.size // (size * self._ranks.size))
         )
         return deal(self.table.draw(batches * size, generator), batches, generator)
 

@@ -1,12 +1,14 @@
 """From a recipe and a loader to the policy that decides."""
 
-from gradsift.data.sources import AbstractSource
+from gradsift.data.sources import AbstractSource, MapSource
+from gradsift.engine.engines import inline
 from gradsift.errors import UsageError
 from gradsift.gate import MeasuredGate
 from gradsift.sifting.auto import Auto
 from gradsift.sifting.candidates import Chooser
 from gradsift.sifting.memory import Memory
 from gradsift.sifting.policy import AbstractPolicy, AlwaysPool, SwitchedPool, Unscored
+from gradsift.sifting.searched import Searched
 from gradsift.sifting.setup import Setup
 from gradsift.sifting.tabled import Tabled
 
@@ -18,12 +20,14 @@ def choose_policy(setup: Setup, source: AbstractSource, chooser: Chooser) -> Abs
         UsageError: when the recipe draws ids and the loader has none, or an order of its own.
     """
     recipe, gate = setup.recipe, setup.recipe.gate
-    if recipe.source in ("iid", "table") and not source.plain_order:
+    if recipe.source in ("iid", "table", "engine") and not source.plain_order:
         raise UsageError(
             f"recipe {recipe.name!r} draws ids from the whole data set, but this loader has no "
             "ids or an order of its own, which defines another objective: use a map-style "
             "DataLoader with shuffle=True, or another recipe"
         )
+    if recipe.search is not None and isinstance(source, MapSource):
+        return Searched(chooser, source, setup.engine or inline(), recipe.search)
     if not recipe.scored:
         return Unscored(recipe, source, chooser.generator)
     if recipe.source == "table":

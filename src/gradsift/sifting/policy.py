@@ -31,6 +31,7 @@ class AbstractPolicy(ABC):
     Attributes:
         start: when the first iteration began.
         news: decisions that were not written down yet, each as the values of a line of the log.
+        said: what is to be said about the run, once, in words.
         lr_factor: how many times larger a step may be than the user's own.
         ranks: the processes that decide together.
         learns: whether scores of training steps are ever wanted.
@@ -42,6 +43,7 @@ class AbstractPolicy(ABC):
 
     def __init__(self) -> None:
         self.news: list[dict[str, Any]] = []
+        self.said: list[str] = []
         self.start = 0.0
         self.lr_factor = 1.0
         self.ranks: AbstractRanks = Alone()
@@ -102,6 +104,13 @@ class AbstractPolicy(ABC):
         """Learns how long a whole step took, and its loading."""
         del plan, seconds, loading
 
+    def search(self) -> float:
+        """Looks for scores elsewhere, between two steps; returns the seconds that it took."""
+        return 0.0
+
+    def close(self) -> None:  # noqa: B027 - most policies run nothing beside the training
+        """Ends what runs beside the training."""
+
     def summary(self) -> dict[str, Any] | None:
         """``state``, ``reason`` and ``opened_at_step``; None where nothing is switched."""
         return None
@@ -117,6 +126,15 @@ class AbstractPolicy(ABC):
             UsageError: for a state that does not fit the recipe or the data.
         """
         self.start, self.lr_factor = state["start"], state["lr_factor"]
+
+    @property
+    def engine_summary(self) -> dict[str, Any] | None:
+        """``kind``, ``workers_lost`` and ``restarts``; None without an engine."""
+        return None
+
+    def engine_status(self) -> dict[str, Any] | None:
+        """How an engine's search goes; None without one."""
+        return None
 
 
 class Unscored(AbstractPolicy):

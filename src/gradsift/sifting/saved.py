@@ -4,9 +4,28 @@ from collections.abc import Mapping
 from typing import Any
 
 from gradsift.errors import UsageError
+from gradsift.sifting.setup import Setup
+from gradsift.sifting.together import place
 
 FORMAT = 1
 """Of the states that this version writes and reads."""
+
+
+def made_for(setup: Setup, examples: int | None) -> dict[str, Any]:
+    """What a state must have been made for to be taken back.
+
+    Args:
+        setup: of the sifted loader.
+        examples: N, or None for a stream.
+    """
+    rank, processes = place()
+    return {
+        "recipe": setup.recipe.name,
+        "examples": examples,
+        "rank": rank if setup.rank is None else setup.rank,
+        "processes": processes,
+        "per_example_seed": setup.per_example_seed,
+    }
 
 
 def check_saved(state: Any, made_for: Mapping[str, Any]) -> None:

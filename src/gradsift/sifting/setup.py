@@ -9,6 +9,7 @@ from torch import nn
 
 from gradsift.clock import AbstractClock
 from gradsift.data.split import Split
+from gradsift.engine.interface import AbstractEngine
 from gradsift.monitors.log import AbstractLog
 from gradsift.recipes.recipe import Recipe
 from gradsift.records import LossFunction, Plan, Spend
@@ -33,6 +34,7 @@ class Setup:
         per_example_seed: whether every access to an example is seeded by seed, step and id.
         clock: where seconds come from.
         log: where measurements go.
+        engine: where scores are searched for; None for nowhere.
     """
 
     model: Any
@@ -48,6 +50,7 @@ class Setup:
     per_example_seed: bool
     clock: AbstractClock
     log: AbstractLog
+    engine: AbstractEngine | None = None
 
 
 def batch_norms(model: Any) -> list[nn.Module]:

@@ -150,7 +150,7 @@ class Loop:
                 f"{test.loss} on the test set: lower the learning rate"
             )
         return Summary(
-            recipe=self.settings.recipe,
+            recipe=self.train.recipe.name,
             data=self.problem.name,
             model=self.settings.model,
             seed=self.settings.seed,
@@ -167,7 +167,7 @@ class Loop:
             test_loss=test.loss,
             test_error=test.error,
             gate=self.train.gate,
-            engine=None,
+            engine=self.train.engine,
             versions=versions(),
             command=command,
         )
@@ -257,6 +257,8 @@ class Loop:
             health = self._health.read(self.train.table, self.train.updates)
         self._note("health", **asdict(health))
         self._note("cost", **self._cost().listed())
+        if (status := self.train.engine_status) is not None:
+            self._note("engine", **status)
 
     def _cost(self) -> Cost:
         return Cost(

@@ -7,8 +7,10 @@ Lines of kind "eval" and "event" in ``metrics.jsonl`` are written by the loop, t
 "train" and "gate" by the loader.
 """
 
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from gradsift.clock import AbstractClock, PausableClock, WallClock
 from gradsift.data.problem import Problem
+from gradsift.engine.interface import AbstractEngine
 from gradsift.errors import UsageError
 from gradsift.loader import sift
 from gradsift.models import build_model
@@ -30,6 +33,7 @@ from gradsift.trainer.interruption import Interruption
 from gradsift.trainer.keeping import Keeper, Keeping
 from gradsift.trainer.loop import Loop
 from gradsift.trainer.progress import AbstractProgress, Silent
+from gradsift.trainer.searching import make_engine
 from gradsift.trainer.settings import Settings, check_device
 
 
@@ -56,6 +60,7 @@ def run(
     clock: AbstractClock | None = None,
     progress: AbstractProgress | None = None,
     log: AbstractLog | None = None,
+    opening: Any = None,
     command: str = "",
     keeping: Keeping | None = None,
 ) -> Outcome:
@@ -73,6 +78,7 @@ def run(
         clock: where seconds come from; None reads real ones.
         progress: is told about every step and evaluation.
         log: one more place for measurements, beside ``out``.
+        opening: how the workers of an engine open the data; None sends them the data by value.
         command: kept in the summary; that of a run that is resumed stays.
         keeping: how often the run is saved in ``out``, and whether it goes on from there. Under
             a virtual clock, or a budget in steps or epochs without a gate, every later number is
@@ -98,10 +104,18 @@ def run(
         kept = None
         if out is not None:
             kept = Keeper(out, keeping or Keeping(), settings, problem, command)
-        loop = _prepare(problem, settings, device, kept, clock, progress, log, interruption)
-        if kept is not None:
-            kept.restore(loop)
-        loop.train_all()
+        engine = make_engine(
+            settings.engine,
+            settings.scorers,
+            examples=count_examples(problem.train),
+            opening=opening,
+            address=settings.ray_address,
+        )
+        loop = _prepare(problem, settings, device, kept, clock, progress, log, interruption, engine)
+        with closing(loop.train):
+            if kept is not None:
+                kept.restore(loop)
+            loop.train_all()
         if out is not None:
             write_picks(out, loop.pick())
             loop.compare_scores()
@@ -122,6 +136,7 @@ def _prepare(
     progress: AbstractProgress | None,
     log: AbstractLog | None,
     interruption: Interruption,
+    engine: AbstractEngine | None,
 ) -> Loop:
     """Makes every part; the folder last, when nothing can be refused any more."""
     loader = load_batches(problem, settings)
@@ -139,6 +154,7 @@ def _prepare(
         device=device,
         clock=paused,
         log=together,
+        engine=engine,
     )
     if keeper is not None:
         together.logs = (keeper.open_log(), *together.logs)

@@ -17,6 +17,7 @@ from gradsift.models import norm_in_use
 from gradsift.recipes import Recipe, recipes
 from gradsift.schedule import find_schedule
 from gradsift.sifting.spending import choose_spend
+from gradsift.trainer.searching import check_engine
 
 Parameters = Iterable[nn.Parameter]
 
@@ -77,6 +78,9 @@ class Settings:
         optimizer: sgd (with momentum 0.9), adam or adamw.
         norm: group or batch, for the model that normalises (wrn); None takes group.
         spend: what lower variance is spent on: noise, batch or lr; None as in `gradsift.sift`.
+        engine: where scores are searched for: inline, local or ray; None for nowhere.
+        scorers: workers of the engine.
+        ray_address: of the Ray cluster to join; None starts Ray on this machine.
         seed: of the parameters, the order of the data and the draws.
         device: where to train, in PyTorch's notation.
 
@@ -102,6 +106,9 @@ class Settings:
     optimizer: str = "sgd"
     norm: str | None = None
     spend: str | None = None
+    engine: str | None = None
+    scorers: int = 1
+    ray_address: str | None = None
     seed: int = 0
     device: str = "cpu"
 
@@ -119,6 +126,7 @@ class Settings:
             raise UsageError(
                 f"optimizer {self.optimizer!r} is unknown: choose one of {', '.join(OPTIMIZERS)}"
             )
+        check_engine(self.engine, self.scorers, self.ray_address)
         find_schedule(self.schedule)
         check_device(self.device)
         choose_spend(self.spend, self.assembled())
@@ -135,12 +143,13 @@ class Settings:
         return usual if self.weight_decay is None else float(self.weight_decay)
 
     def assembled(self) -> Recipe:
-        """The recipe itself, with the pool ratio that was asked for.
+        """The recipe itself, with the pool ratio that was asked for; issgd for auto on an engine.
 
         Raises:
             UsageError: for an unknown name, or a pool ratio that the recipe cannot have.
         """
-        recipe = recipes[self.recipe]
+        searched = self.engine is not None and self.recipe == "auto"
+        recipe = recipes["issgd" if searched else self.recipe]
         if self.pool_ratio is None:
             return recipe
         if recipe.source != "pool":

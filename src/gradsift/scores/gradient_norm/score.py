@@ -101,6 +101,11 @@ class GradientNorm(AbstractScore):
         check_mode(self.mode)
         check_precision(self.precision)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Sent to another process, it knows no model yet."""
+        settings = (self.params, self.mode, self.precision, self.precondition, self.check)
+        return GradientNorm, settings
+
     def __call__(
         self, model: Any, loss_fn: LossFunction, inputs: Any, targets: Any
     ) -> Float[Tensor, " batch"]:

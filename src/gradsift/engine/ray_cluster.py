@@ -1,0 +1,99 @@
+"""Ray itself: whether it is there, how a cluster is joined or started, what runs as an actor."""
+
+import pickle
+import socket
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradsift.engine.task import Examiner
+from gradsift.errors import UsageError
+
+ray: Any
+try:
+    import ray as _ray
+except ImportError:
+    ray = None
+else:
+    ray = _ray
+
+CONNECTING = 10.0
+"""Seconds that the head node of a cluster may take to answer."""
+
+
+class Scorer:
+    """What runs as an actor. Ray rebuilds it by its constructor, so it has no other state.
+
+    Args:
+        packed: a pickled `Task`, which the trainer sent to this actor alone.
+    """
+
+    def __init__(self, packed: bytes) -> None:
+        torch.set_num_threads(1)
+        self._examiner = Examiner(pickle.loads(packed))
+
+    def ready(self) -> str | None:
+        """What should be said about the data."""
+        return self._examiner.notice
+
+    def score(
+        self, parameters: Mapping[str, Tensor], version: int, start: int, stop: int
+    ) -> tuple[Tensor, float]:
+        """Scores one block with one whole set of parameters, which came with the call."""
+        before = time.perf_counter()
+        if version != self._examiner.version:
+            # Ray's store is read-only memory; loading copies out of it.
+            self._examiner.load(parameters, version)
+        scores = self._examiner.score(start, stop)
+        return scores, time.perf_counter() - before
+
+
+def connect(address: str | None) -> bool:
+    """Joins a cluster, or starts one; returns whether it is ours to stop.
+
+    Raises:
+        UsageError: when neither works.
+    """
+    if ray.is_initialized():
+        return False
+    _check_reachable(address)
+    quiet = {"logging_level": "ERROR", "log_to_driver": False}
+    try:
+        if address is not None:
+            ray.init(address=address, **quiet)
+            return False
+        ray.init(include_dashboard=False, **quiet)
+    except Exception as error:
+        raise UsageError(
+            f"Ray at {address or 'this machine'} cannot be reached or started "
+            f"({reason_of(error)}): check the address, and that the token of the cluster is set"
+        ) from error
+    return True
+
+
+def _check_reachable(address: str | None) -> None:
+    """Ray itself tries for minutes."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not (host and port.isdigit()):
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECTING).close()
+    except OSError as error:
+        raise UsageError(
+            f"Ray at {address} cannot be reached ({error.strerror or error}): check the address, "
+            "and that the head node runs"
+        ) from error
+
+
+def reason_of(error: BaseException) -> str:
+    r"""What went wrong inside an actor, on one line.
+
+    Example:
+        >>> reason_of(ValueError("two\nlines"))
+        'ValueError: two lines'
+    """
+    cause = getattr(error, "cause", None) or error
+    return " ".join(f"{type(cause).__name__}: {cause}".split())[-400:]

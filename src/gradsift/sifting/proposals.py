@@ -1,0 +1,191 @@
+"""What is drawn from while an engine searches: a table that stays unbiased, or the 2015 filter."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gradsift.engine.interface import Block, Scored
+from gradsift.recipes.recipe import Recipe
+from gradsift.records import Draw, ScoreUpdate
+from gradsift.sampling.distributions import Mixed, Proportional
+from gradsift.sampling.filtered import FilteredWeights
+from gradsift.sampling.table import ScoreTable
+from gradsift.sifting.memory import WINDOW, Memory
+
+
+class AbstractProposal(ABC):
+    """Keeps the scores of blocks, and draws by them.
+
+    Attributes:
+        table: the score table, or None where none is kept.
+    """
+
+    table: ScoreTable | None = None
+
+    @abstractmethod
+    def take(self, found: Sequence[Scored]) -> list[float | None]:
+        """Keeps scores; returns how far those of each block moved, None where there were none."""
+
+    @abstractmethod
+    def forget(self, block: Block) -> None:
+        """The scores of a block are too old to be used."""
+
+    @abstractmethod
+    def refresh(self) -> None:
+        """Parameters were published: time to look at the whole."""
+
+    @property
+    @abstractmethod
+    def usable(self) -> float:
+        """Share of the examples whose scores are in use."""
+
+    @abstractmethod
+    def draw(self, size: int, generator: torch.Generator) -> Draw:
+        """Examples of the whole data set, with their weights."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Plain tensors and numbers."""
+
+    @abstractmethod
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from another proposal of the same recipe."""
+
+
+class NeutralProposal(AbstractProposal):
+    """A score table in which what is too old counts as unseen.
+
+    The share λ of uniform draws is the one with the smallest second moment, as `Memory` prices it
+    on each block that comes back: with the scores from before it, which are a whole sweep old,
+    while those drawn by are half a sweep old on average. So λ is, if anything, too large. Adding
+    ``c = κ · mean(s)`` to each score is the same mixture, with ``λ = κ/(1 + κ)``.
+
+    Args:
+        recipe: with a `Search`; its constant, if given, replaces the chosen share.
+        examples: N.
+        blocks: of a sweep.
+        seed: of the table.
+        exact: draw by what is known at each step; otherwise several batches are drawn together.
+    """
+
+    def __init__(
+        self, recipe: Recipe, examples: int, blocks: int, seed: int, *, exact: bool
+    ) -> None:
+        self._constant = None if recipe.search is None else recipe.search.constant
+        adapts = self._constant is None
+        ahead = 1 if exact else WINDOW
+        steps = blocks * WINDOW
+        self.memory = Memory(recipe, examples, seed, adapts=adapts, steps=steps, ahead=ahead)
+        self.table = self._table = self.memory.table
+
+    def take(self, found: Sequence[Scored]) -> list[float | None]:
+        """Prices, then keeps: blocks of one version together, so that they share one level."""
+        if not found:
+            return []
+        ids = torch.cat([scored.block.ids for scored in found])
+        scores = torch.cat([scored.scores for scored in found])
+        before = self._table.relative(ids)
+        seen = self._table.ages(ids, 0) >= 0
+        version = min(scored.version for scored in found)
+        self.memory.learn(ScoreUpdate(ids, scores, version), torch.ones(len(ids)).double())
+        self.memory.passed(len(ids))
+        moved = (self._table.relative(ids) - before).abs()
+        sizes = [len(scored.block) for scored in found]
+        parts = zip(moved.split(sizes), seen.split(sizes), strict=True)
+        return [float(change.mean()) if bool(known.all()) else None for change, known in parts]
+
+    def forget(self, block: Block) -> None:
+        """They stand at the level of all scores from now on, as if never seen."""
+        self._table.forget(block.ids)
+
+    def refresh(self) -> None:
+        """A constant in the unit of the scores is another share each time."""
+        level = self._table.level
+        if self._constant is None or not level > 0:
+            return
+        mean = level * self._table.mean_power(1.0)
+        share = self._constant / (mean + self._constant)
+        self._table.propose(Mixed(Proportional(), uniform=share))
+
+    @property
+    def usable(self) -> float:
+        """Share of examples that have a score."""
+        return self._table.seen / self._table.size
+
+    def draw(self, size: int, generator: torch.Generator) -> Draw:
+        """Out of the table."""
+        return self.memory.draw(size, generator)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Of the memory."""
+        return self.memory.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Of the memory."""
+        self.memory.load_state_dict(state)
+
+
+class FilteredProposal(AbstractProposal):
+    """Absolute scores, of which a snapshot is drawn from until the next publication.
+
+    Args:
+        examples: N.
+        constant: added to every score.
+    """
+
+    def __init__(self, examples: int, constant: float) -> None:
+        self._scores = np.full(examples, np.nan)
+        self._constant = constant
+        self._snapshot: FilteredWeights | None = None
+
+    def take(self, found: Sequence[Scored]) -> list[float | None]:
+        """Replaces the scores of the blocks."""
+        moved: list[float | None] = []
+        for scored in found:
+            part = slice(scored.block.start, scored.block.stop)
+            fresh = _finite(scored.scores)
+            change = float(np.abs(fresh - self._scores[part]).mean())
+            self._scores[part] = fresh
+            moved.append(change if np.isfinite(change) else None)
+        return moved
+
+    def forget(self, block: Block) -> None:
+        """They are not drawn from the next snapshot on."""
+        self._scores[block.start : block.stop] = np.nan
+
+    def refresh(self) -> None:
+        """Takes a new snapshot."""
+        usable = np.isfinite(self._scores)
+        self._snapshot = None
+        if usable.any():
+            self._snapshot = FilteredWeights(self._scores, usable, self._constant)
+
+    @property
+    def usable(self) -> float:
+        """Share of examples that the snapshot holds."""
+        if self._snapshot is None:
+            return 0.0
+        return float((self._snapshot.probabilities > 0).mean())
+
+    def draw(self, size: int, generator: torch.Generator) -> Draw:
+        """Out of the snapshot."""
+        assert self._snapshot is not None
+        return self._snapshot.draw(size, generator)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The scores; the snapshot is taken of them anew."""
+        return {"scores": torch.from_numpy(self._scores.copy())}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes the scores, and a snapshot of them."""
+        self._scores = state["scores"].numpy().copy()
+        self.refresh()
+
+
+def _finite(scores: Tensor) -> np.ndarray:
+    values = scores.double().numpy()
+    return np.where(np.isfinite(values), values, np.nan)
