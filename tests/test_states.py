@@ -139,9 +139,9 @@ def absolute(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 def test_probes_take_turns_across_a_break() -> None:
     train = gradsift.sift([(torch.ones(2, 1), torch.ones(2, 1))], torch.nn.Linear(1, 1), absolute)
     first, second = (Probes(train._chooser, Evidence(), None) for _ in range(2))
-    first.load_state_dict({"next": 2})
+    first.load_state_dict({"next": 2, "tried": 3})
     second.load_state_dict(copied(first.state_dict()))
-    assert second.state_dict() == {"next": 2}
+    assert second.state_dict() == {"next": 2, "tried": 3}
 
 
 @pytest.mark.parametrize("paused", [False, True])

@@ -92,7 +92,7 @@ class MeasuredGate:
     """
 
     margin: float = 0.02
-    allowance: float = 0.005
+    allowance: float = 0.01
 
     def __post_init__(self) -> None:
         for name in ("margin", "allowance"):

@@ -1,7 +1,7 @@
 """The policy to leave on: it measures what each source of examples would give, and takes the best.
 
 It starts in the user's own order. Training steps give their scores away, as far as an allowance of
-half a percent of the time permits while nothing is chosen; after one pass the table's proposals are
+one percent of the time permits while nothing is chosen; after one pass the table's proposals are
 priced on them. Now and then a batch is looked at more closely: how long does scoring take, how much
 of the gradient is noise. Every few steps `MeasuredGate` compares progress per second.
 """
@@ -158,10 +158,14 @@ class Auto(AbstractPolicy):
         if self._steps % EVERY == 0 and dwelt and not self._in_first_pass:
             self._decide()
 
-    def offers(self) -> list[Offer]:
-        """What is known about each source now; empty before a plain step was timed."""
+    def offers(self, *, hopeless: bool = True) -> list[Offer]:
+        """What is known about each source now; empty before a plain step was timed.
+
+        Args:
+            hopeless: whether pools are solved that could not gain anything.
+        """
         price = None if self.memory is None else self.memory.price
-        return self.evidence.offers(self.in_use, self.batch_size, price)
+        return self.evidence.offers(self.in_use, self.batch_size, price, hopeless=hopeless)
 
     def summary(self) -> dict[str, Any]:
         """The decision in force."""
@@ -235,7 +239,7 @@ class Auto(AbstractPolicy):
         may = self.ranks.leads and self._probing.allows(
             before - self.start, cost=self._deciding.mean
         )
-        if may and (offers := self.offers()):
+        if may and (offers := self.offers(hopeless=False)):
             found = self._compare(offers), offers
         found = self.ranks.lead(found)
         if found is not None:

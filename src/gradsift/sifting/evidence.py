@@ -13,6 +13,7 @@ from gradsift.gate import Offer
 from gradsift.monitors.averages import Estimate
 from gradsift.monitors.calibration import Calibration, Noise
 from gradsift.monitors.moments import tau
+from gradsift.monitors.spending import kept_step_gain
 from gradsift.monitors.timing import StepTimes
 from gradsift.monitors.variance import pool_ratio_capped
 from gradsift.records import Source
@@ -31,7 +32,7 @@ PARTS = 4
 LATEST = 128
 """Times of a piece of work that its mean is taken of."""
 
-PAIRS = 8
+PAIRS = 4
 """Pairs of gradients before the noise scale is believed."""
 
 PRIOR = 0.25
@@ -129,13 +130,22 @@ class Evidence:
             return float(batch_size)
         return self.noise.scale.value
 
-    def offers(self, in_use: Source, batch_size: int, price: Estimate | None) -> list[Offer]:
+    def offers(
+        self,
+        in_use: Source,
+        batch_size: int,
+        price: Estimate | None,
+        *,
+        hopeless: bool = True,
+    ) -> list[Offer]:
         """Every source that enough is known about; empty before a plain step was timed.
 
         Args:
             in_use: the source of the steps so far.
             batch_size: b.
             price: the table's ratio of second moments of scores; None while it is not known.
+            hopeless: whether to solve the ratio of pools that could not gain anything if theirs
+                were the largest possible, r times that of what they are taken out of.
         """
         plain = self._plain_seconds(in_use)
         if not plain:
@@ -147,7 +157,7 @@ class Evidence:
             lower = max(factor * price.lower, 0.0)
             offers.append(Offer("table", seconds, factor * price.value, lower))
         if self.scoring.known and self._fresh:
-            offers.extend(self._scored(offers, batch_size))
+            offers.extend(self._scored(offers, batch_size, hopeless=hopeless))
         return offers
 
     def state_dict(self) -> dict[str, Any]:
@@ -191,7 +201,7 @@ class Evidence:
         slower = 0.0 if table is None or plain is None else table - plain
         return self.observing.mean + max(slower, self.drawing.mean)
 
-    def _scored(self, offers: list[Offer], batch_size: int) -> list[Offer]:
+    def _scored(self, offers: list[Offer], batch_size: int, *, hopeless: bool) -> list[Offer]:
         """Pools, and pools of candidates out of the table."""
         plain, tables = offers[0], offers[1:]
         scores, drawn, of_table = torch.cat(list(self._fresh), dim=1)
@@ -200,19 +210,28 @@ class Evidence:
         for candidates in RATIOS:
             loading = (candidates - 1) * (self.loading.median("off") or 0.0)
             extra = candidates * batch_size * self.scoring.mean + loading
-            value, lower = _with_lower(pool_ratio_capped, (population,), candidates)
-            found.append(Offer("pool", plain.seconds + extra, value, lower, candidates))
+            seconds = plain.seconds + extra
+            if hopeless or not found or _hopes(plain, seconds, candidates):
+                value, lower = _with_lower(pool_ratio_capped, (population,), candidates)
+                found.append(Offer("pool", seconds, value, lower, candidates))
             for table in tables:
-                places = _resampled(drawn / of_table)
-                sample = scores[places], of_table[places]
-                value, lower = _with_lower(two_stage_ratio_capped, sample, candidates)
                 seconds = table.seconds + extra
-                found.append(Offer("two-stage", seconds, value, lower, candidates))
+                if hopeless or _hopes(plain, seconds, candidates * table.variance_ratio):
+                    places = _resampled(drawn / of_table)
+                    sample = scores[places], of_table[places]
+                    value, lower = _with_lower(two_stage_ratio_capped, sample, candidates)
+                    found.append(Offer("two-stage", seconds, value, lower, candidates))
         return found
 
     def _population(self) -> Tensor:
         scores, drawn, _ = torch.cat(list(self._fresh), dim=1)
         return scores[_resampled(drawn)]
+
+
+def _hopes(plain: Offer, seconds: float, largest: float) -> bool:
+    """Whether an offer gains anything with the largest ratio, where noise is everything."""
+    gained = kept_step_gain(max(largest, 1.0), math.inf, 1)
+    return gained * plain.seconds > seconds
 
 
 def _resampled(importance: Tensor) -> Tensor:

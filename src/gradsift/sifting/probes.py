@@ -15,10 +15,13 @@ from gradsift.scores.base import losses_of
 from gradsift.scores.gradient_loop import gradient_norms
 from gradsift.scores.untouched import untouched
 from gradsift.sifting.candidates import Candidates, Chooser
-from gradsift.sifting.evidence import Evidence
+from gradsift.sifting.evidence import PAIRS, Evidence
 from gradsift.sifting.memory import Memory
 from gradsift.sifting.setup import Setup
 from gradsift.sifting.wrapped import eagerly, sharded
+
+HALF = 16
+"""Examples in each of the two gradients that noise is measured by, at most."""
 
 NORMS = 16
 """Examples whose exact gradient norms are taken in a probe."""
@@ -38,27 +41,35 @@ class Probes:
         self._clock = chooser.setup.clock
         self._evidence = evidence
         self._memory = memory
-        self._kinds = (self._noise, self._scoring, self._norms)
-        self._next = 0
+        self._kinds = (self._scoring, self._noise, self._norms)
+        self._next = self._tried = 0
 
     def take(self, batch: Candidates, ids: Tensor, step: int) -> None:
-        """The next measurement, on a batch of the user's own order."""
+        """The next measurement, on a batch of the user's own order: noise first, then in turn.
+
+        Before the noise is known every decision takes it for half of a step, which is too little to
+        open for a stale table.
+        """
+        if self._tried < PAIRS and self._evidence.scoring.known:
+            self._tried += 1
+            self._noise(batch, ids, step)
+            return
         kind, self._next = self._kinds[self._next], (self._next + 1) % len(self._kinds)
         kind(batch, ids, step)
 
     def state_dict(self) -> dict[str, Any]:
         """Whose turn it is."""
-        return {"next": self._next}
+        return {"next": self._next, "tried": self._tried}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on with the same turn."""
-        self._next = int(state["next"])
+        self._next, self._tried = int(state["next"]), int(state["tried"])
 
     def _noise(self, batch: Candidates, ids: Tensor, step: int) -> None:
         del ids, step
         halves = half_gradients(self._chooser.setup, batch)
         if halves is not None:
-            self._evidence.noise.add(*halves, batch.count // 2)
+            self._evidence.noise.add(*halves, min(batch.count // 2, HALF))
 
     def _scoring(self, batch: Candidates, ids: Tensor, step: int) -> None:
         del step
@@ -89,7 +100,7 @@ class Probes:
 
 
 def half_gradients(setup: Setup, batch: Candidates) -> tuple[list[Tensor], list[Tensor]] | None:
-    """The mean gradients of the two halves of a batch, at the same parameters, in eval mode.
+    """The mean gradients of two halves of a batch, or parts of them, in eval mode.
 
     Two halves of a shuffled batch are two (almost) independent batches. Their inner product
     estimates ``‖μ‖²``, and their squared distance the noise.
@@ -101,7 +112,7 @@ def half_gradients(setup: Setup, batch: Candidates) -> tuple[list[Tensor], list[
     parameters = trainable(setup.model)
     if not parameters or batch.count < 2:
         return None
-    half = batch.count // 2
+    half = min(batch.count // 2, HALF)
     with untouched(setup.model), eagerly(), torch.enable_grad():
         first, second = (
             _mean_gradient(setup, batch.take(torch.arange(start, start + half)), parameters)
