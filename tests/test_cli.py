@@ -22,11 +22,12 @@ from gradsift.trainer import Point
 
 READING = ["--label", "--drop", "--missing", "--task", "--unit", "--context"]
 PARALLEL = ["--workers", "--delay", "--backend", "--compensation", "--rho", "--bound"]
+ENGINE = ["--engine", "--scorers", "--ray-address"]
 FLAGS = [
     *("--data", *READING, "--model", "--recipe", "--batch-size", "--pool-ratio", "--lr"),
     *("--weight-decay", "--schedule"),
-    *("--optimizer", "--norm", "--spend", "--engine", "--scorers", "--ray-address", "--budget"),
-    *("--seed", "--device", "--out", "--clock"),
+    *("--optimizer", "--norm", "--spend", *ENGINE, "--budget", "--seed", "--device", "--out"),
+    "--clock",
     *("--resume", "--checkpoint-every"),
     *PARALLEL,
 ]
@@ -96,7 +97,7 @@ def test_every_flag_reaches_the_run(workplace, capsys):
         "--out": "o",
         "--clock": "virtual",
     }
-    elsewhere = [*READING, "--resume", "--checkpoint-every", *PARALLEL]
+    elsewhere = [*READING, *ENGINE, "--resume", "--checkpoint-every", *PARALLEL]
     assert list(flags) == [flag for flag in FLAGS if flag not in elsewhere]
     assert entry.main(["train", *(word for pair in flags.items() for word in pair)]) == 0
     run = read_run(workplace / "o")

@@ -71,7 +71,7 @@ def test_every_recipe_trains(recipe, tmp_path):
     start = lines(tmp_path / "out", "eval")[0]
     assert summary.steps == 40
     assert summary.train_loss < 0.8 * start["train_loss"]
-    switched = recipes[recipe].gate is not None or recipes[recipe].source == "table"
+    switched = recipes[recipe].gate is not None or recipes[recipe].source in ("table", "engine")
     assert (summary.gate is not None) == switched
 
 

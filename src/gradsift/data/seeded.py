@@ -34,8 +34,8 @@ class Visit(int):
         visit.step = step
         return visit
 
-    def __getnewargs__(self) -> tuple[int, int]:
-        return int(self), self.step
+    def __reduce__(self) -> tuple[type["Visit"], tuple[int, int]]:
+        return Visit, (int(self), self.step)
 
 
 def seed_of(seed: int, step: int, index: int) -> int:
