@@ -1,10 +1,12 @@
 """What was measured becomes offers: seconds add up, ratios agree with their formulas."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 
+from gradsift.gate import MeasuredGate
 from gradsift.monitors.averages import Estimate
 from gradsift.monitors.variance import pool_ratio_capped
 from gradsift.sampling.two_stage import two_stage_ratio_capped
@@ -130,3 +132,24 @@ def test_noise_that_was_hardly_seen_counts_as_one_batch() -> None:
         assert evidence.noise_scale(64) == 64.0
         evidence.noise.add([torch.tensor([9.0 + pair])], [torch.tensor([10.0])], 32)
     assert evidence.noise_scale(64) == evidence.noise.scale.value != 64.0
+
+
+@pytest.mark.parametrize("cost", [0.0, 0.05, 0.2, 0.6])
+@pytest.mark.parametrize("in_use", ["off", "table"])
+def test_what_is_not_solved_would_not_have_been_taken(cost: float, in_use: Any) -> None:
+    evidence = Evidence()
+    timed(evidence, "off", 1.0)
+    timed(evidence, "table", 1.1)
+    evidence.scoring.add(cost / 64)
+    scores = torch.rand(512, generator=torch.Generator().manual_seed(1)) ** 6
+    evidence.keep(scores, torch.ones(512))
+    every = evidence.offers(in_use, 64, TWO)
+    hopeful = evidence.offers(in_use, 64, TWO, hopeless=False)
+    assert [offer for offer in every if offer in hopeful] == hopeful
+    assert len(hopeful) < len(every) or cost < 0.2
+    for noise in (16.0, 640.0, math.inf):
+        taken = [
+            MeasuredGate().decide(offers, in_use=in_use, noise_scale=noise, batch_size=64).offer
+            for offers in (every, hopeful)
+        ]
+        assert taken[0] == taken[1]
