@@ -23,7 +23,7 @@ test: $(READY)  ## the first tier of tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 slow: $(READY)  ## the second tier of tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
+	$(BIN)/python -m pytest -m slow
 
 check: $(READY)  ## lint, format, complexity, types
 	$(BIN)/ruff check
