@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import _inductor as inductor
 from torch import nn
 from torch._dynamo.utils import counters
+from torch._inductor import config as inductor_config
 
 import gradsift
 from citizens import FAMILIES, Feature, Loop, decide
@@ -101,7 +101,7 @@ def test_compiled_gradients_are_the_direct_ones(family: str) -> None:
 def test_inductor_trains_on_a_pool() -> None:
     """The one compilation by inductor, in this thread: forward and backward of two sizes."""
     loop = Watched("pool", Feature(network, wrap=partial(compiled, backend="inductor")))
-    with inductor.config.patch(compile_threads=1):
+    with inductor_config.patch(compile_threads=1):
         loop.run(36, every=6)
     assert loop.compared >= 6
     assert len(set(loop.graphs[WARM:])) == 1
