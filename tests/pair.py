@@ -3,9 +3,11 @@
 Started by `test_citizen_ranks.py` as ``python pair.py RANK FOLDER``; the tests read its results.
 """
 
+import io
 import sys
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +94,40 @@ def check_recipe(
         "table": None if table is None else table.state_dict()["relative"],
         "gate": train.gate,
         "scored": train.examples_scored,
+    }
+
+
+def check_resume(recipe: str, steps: int, cut: int) -> dict[str, Any]:
+    """A run in one go, and one that is saved after ``cut`` steps and taken up by new objects."""
+
+    def begin() -> tuple[nn.Module, torch.optim.Optimizer, VirtualClock, gradsift.SiftedLoader]:
+        model, clock = DistributedDataParallel(network()), VirtualClock()
+        train = gradsift.sift(loader(), model, LOSS, recipe=recipe, clock=clock, spend="noise")
+        return model, torch.optim.SGD(model.parameters(), lr=RATE, momentum=0.9), clock, train
+
+    def go(run: Any, count: int) -> list[Tensor]:
+        model, optimizer, clock, train = run
+        ids = []
+        for batch in islice(chain.from_iterable(repeat(train)), count):
+            ids.append(batch.indices)
+            optimizer.zero_grad()
+            batch.loss(model(batch.inputs)).backward()
+            optimizer.step()
+            clock.charge(trained=len(batch))
+        return ids
+
+    once, first, second = begin(), begin(), begin()
+    expected, found = go(once, steps), go(first, cut)
+    saved = io.BytesIO()
+    torch.save([first[0].state_dict(), first[1].state_dict(), first[3].state_dict()], saved)
+    saved.seek(0)
+    for part, state in zip((*second[:2], second[3]), torch.load(saved), strict=True):
+        part.load_state_dict(state)
+    found += go(second, steps - cut)
+    return {
+        "ids": (expected, found),
+        "parameters": [[whole(value) for value in run[0].parameters()] for run in (once, second)],
+        "gates": (once[3].gate, second[3].gate),
     }
 
 
@@ -203,6 +239,8 @@ CHECKS: dict[str, Callable[[], Any]] = {
     "fsdp-pool": lambda: check_recipe("pool", "fsdp", 2),
     "fsdp-table": lambda: check_recipe("table", "fsdp", 6),
     "fsdp-auto": lambda: check_recipe("auto", "fsdp", 24),
+    "resumed-table": lambda: check_resume("table", 60, 37),
+    "resumed-auto": lambda: check_resume("auto", 300, 170),
     "spending": check_spending,
     "uneven": check_uneven,
     "failure": check_failure,

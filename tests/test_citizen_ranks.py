@@ -140,6 +140,16 @@ def test_published_gates_open_together(results: Results) -> None:
     assert [d for *_, d in first["seen"]] == [d for *_, d in second["seen"]]
 
 
+@pytest.mark.parametrize("name", ["resumed-table", "resumed-auto"])
+def test_a_pair_that_is_resumed_goes_on_to_the_bit(results: Results, name: str) -> None:
+    for of_rank in (result[name] for result in results):
+        expected, found = of_rank["ids"]
+        assert len(expected) == len(found)
+        assert all(map(torch.equal, expected, found))
+        assert all(map(torch.equal, *of_rank["parameters"]))
+        assert of_rank["gates"][0] == of_rank["gates"][1]
+
+
 def test_a_smaller_batch_is_as_small_on_every_rank(results: Results) -> None:
     first, second = (result["spending"] for result in results)
     assert first["sizes"] == second["sizes"]
