@@ -30,6 +30,14 @@ def _importable() -> Iterator[None]:
     patch.undo()
 
 
+@pytest.fixture(autouse=True)
+def _alone() -> Iterator[None]:
+    """A test that fails leaves no cluster to the next one."""
+    yield
+    if (ray := sys.modules.get("ray")) is not None:
+        ray.shutdown()
+
+
 def publish(engine: Any, version: int, **command: int) -> None:
     sent = Commanded(**command)
     with torch.no_grad():
@@ -70,8 +78,12 @@ def test_ray_of_our_own_is_started_and_stopped_and_actors_are_replaced() -> None
         engine.collect(wait=0.2)
         told += engine.news()
     assert engine.state.set_aside == (1,)
-    assert engine.state.workers_lost == 3
+    # A dying actor may take the answer of its call before down with it.
+    assert engine.state.workers_lost >= 3, told
     assert any("block 1 (examples 8 to 15) failed 3 times" in line for line in told)
+    elsewhere = engines.ray(address="127.0.0.1:1")
+    with pytest.raises(UsageError, match=r"127.0.0.1:1 was asked for, and this process is conn"):
+        elsewhere.start(faulty_task())
     engine.close()
     assert not ray.is_initialized()
 

@@ -89,19 +89,11 @@ class InlineEngine(AbstractEngine):
     @property
     def state(self) -> EngineState:
         """One worker, which cannot be lost, while it is started."""
-        return EngineState(
-            kind=self.kind,
-            workers=int(self._examiner is not None),
-            workers_lost=0,
-            restarts=0,
-            delivered=self._ledger.delivered,
-            set_aside=tuple(sorted(self._ledger.set_aside)),
-        )
+        return self._ledger.state(self.kind, workers=int(self._examiner is not None))
 
     def news(self) -> list[str]:
         """Blocks that failed."""
-        told, self._notices = [*self._notices, *self._ledger.news], []
-        self._ledger.news.clear()
+        told, self._notices = [*self._notices, *self._ledger.told()], []
         return told
 
     def _score_next(self) -> bool:

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from gradsift.engine.interface import Block
+from gradsift.engine.interface import Block, EngineState
 
 TRIES = 3
 """Failures after which a block is set aside."""
@@ -64,6 +64,29 @@ class Ledger:
     _leases: dict[int, Lease] = field(default_factory=dict)
     _failures: dict[int, int] = field(default_factory=dict)
     _tickets: int = 0
+
+    def told(self) -> list[str]:
+        """The news, which are told once."""
+        told, self.news = self.news, []
+        return told
+
+    def state(self, kind: str, *, workers: int, lost: int = 0, restarts: int = 0) -> EngineState:
+        """What an engine of a kind says of itself.
+
+        Args:
+            kind: of the engine.
+            workers: that are ready.
+            lost: workers so far.
+            restarts: so far.
+        """
+        return EngineState(
+            kind=kind,
+            workers=workers,
+            workers_lost=lost,
+            restarts=restarts,
+            delivered=self.delivered,
+            set_aside=tuple(sorted(self.set_aside)),
+        )
 
     @property
     def waiting(self) -> int:

@@ -126,20 +126,14 @@ class LocalEngine(AbstractEngine):
     @property
     def state(self) -> EngineState:
         """Workers that are ready, and what has happened to others."""
-        return EngineState(
-            kind=self.kind,
-            workers=sum(seat.ready for seat in self.seats),
-            workers_lost=self._lost,
-            restarts=self._restarts,
-            delivered=self._ledger.delivered,
-            set_aside=tuple(sorted(self._ledger.set_aside)),
+        ready = sum(seat.ready for seat in self.seats)
+        return self._ledger.state(
+            self.kind, workers=ready, lost=self._lost, restarts=self._restarts
         )
 
     def news(self) -> list[str]:
         """Losses, failures, remarks."""
-        told = list(self._ledger.news)
-        self._ledger.news.clear()
-        return told
+        return self._ledger.told()
 
     def _look(self) -> list[Scored]:
         now = time.monotonic()

@@ -141,20 +141,14 @@ class RayEngine(AbstractEngine):
     @property
     def state(self) -> EngineState:
         """Actors that are ready, and what has happened to others."""
-        return EngineState(
-            kind=self.kind,
-            workers=sum(post.ready for post in self._posts),
-            workers_lost=self._lost,
-            restarts=self._restarts,
-            delivered=self._ledger.delivered,
-            set_aside=tuple(sorted(self._ledger.set_aside)),
+        ready = sum(post.ready for post in self._posts)
+        return self._ledger.state(
+            self.kind, workers=ready, lost=self._lost, restarts=self._restarts
         )
 
     def news(self) -> list[str]:
         """Losses, failures, remarks."""
-        told = list(self._ledger.news)
-        self._ledger.news.clear()
-        return told
+        return self._ledger.told()
 
     def _hire(self, post: _Post, now: float) -> None:
         needs: dict[str, Any] = {"num_cpus": 0} if self._ours else {"num_cpus": 1}

@@ -58,6 +58,7 @@ def connect(address: str | None) -> bool:
         UsageError: when neither works.
     """
     if ray.is_initialized():
+        _check_same(address, str(ray.get_runtime_context().gcs_address))
         return False
     _check_reachable(address)
     quiet = {"logging_level": "ERROR", "log_to_driver": False}
@@ -72,6 +73,20 @@ def connect(address: str | None) -> bool:
             f"({reason_of(error)}): check the address, and that the token of the cluster is set"
         ) from error
     return True
+
+
+def _check_same(asked: str | None, joined: str) -> None:
+    """One process can be connected to one cluster only."""
+    host, _, port = (asked or "").rpartition(":")
+    here, _, there = joined.rpartition(":")
+    if not port.isdigit() or "://" in host:
+        return
+    local = {"127.0.0.1", "localhost"}
+    if port != there or not (host == here or {host, here} & local):
+        raise UsageError(
+            f"Ray at {asked} was asked for, and this process is connected to the cluster at "
+            f"{joined}: call ray.shutdown() first, or give that address"
+        )
 
 
 def _check_reachable(address: str | None) -> None:
