@@ -13,9 +13,12 @@ import gradsift
 from gradsift import Recipe, UsageError, recipes
 from gradsift.clock import VirtualClock
 from gradsift.gate import Decision, MeasuredGate, Offer
+from gradsift.records import Plan
 from gradsift.sampling.distributions import Mixed, Proportional
 from gradsift.scores import Loss
-from gradsift.sifting.auto import DWELL, EVERY
+from gradsift.sifting import probes
+from gradsift.sifting.auto import DWELL, EVERY, LOOKING, Auto
+from gradsift.sifting.evidence import PAIRS
 
 LOSS = nn.CrossEntropyLoss(reduction="none")
 N, BATCH = 512, 16
@@ -124,6 +127,57 @@ def test_it_stays_off_where_every_gradient_is_as_long() -> None:
     assert train.gate is not None
     assert (train.gate["state"], train.gate["opened_at_step"]) == ("off", None)
     assert "variance ratio of 1.00" in train.gate["reason"]
+
+
+def test_noise_and_norms_stay_known_while_the_table_is_in_use(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Now and then a step is one of the loader's own, and looked at."""
+    made: list[tuple[str, str, int, int]] = []
+    plan = Auto.plan
+
+    def noted(self: Auto, batch_size: int) -> Plan:
+        planned, evidence = plan(self, batch_size), self.evidence
+        known = evidence.noise.pairs, evidence.calibration.probes
+        made.append((self.in_use, planned.source, *known))
+        return planned
+
+    monkeypatch.setattr(Auto, "plan", noted)
+    with torch.random.fork_rng():
+        fit(uneven(), network(), epochs=120)
+    opened = next(at for at, step in enumerate(made) if step[0] == "table")
+    plain = [at for at, (used, taken, *_) in enumerate(made) if (used, taken) == ("table", "off")]
+    assert len(plain) > 5
+    assert all(after - before >= LOOKING for before, after in pairwise(plain))
+    assert made[-1][2] > made[opened][2]
+    assert made[-1][3] > made[opened][3]
+
+
+@pytest.mark.parametrize("hiccup", [0, 5_000])
+def test_decisions_leave_probes_their_time_and_survive_a_hiccup(
+    monkeypatch: pytest.MonkeyPatch, hiccup: int
+) -> None:
+    """Costs of three examples for a decision, once of thousands, and of two halves for a probe."""
+    steps: list[int] = []
+    compare, halves = Auto._compare, probes.half_gradients
+
+    def costly(self: Auto, offers: list[Offer]) -> Decision:
+        self._clock.charge(trained=hiccup if len(steps) == 2 else 3)
+        steps.append(self._steps)
+        return compare(self, offers)
+
+    def paid(setup: Any, batch: Any) -> Any:
+        setup.clock.charge(trained=BATCH)
+        return halves(setup, batch)
+
+    monkeypatch.setattr(Auto, "_compare", costly)
+    monkeypatch.setattr(probes, "half_gradients", paid)
+    with torch.random.fork_rng():
+        train = fit(pure_noise(), network(1, 1), absolute, epochs=100)
+    assert isinstance(train.policy, Auto)
+    assert train.policy.evidence.noise.pairs >= PAIRS
+    assert len(steps) > 20
+    assert max(after - before for before, after in pairwise(steps)) < 10 * EVERY
 
 
 def test_off_is_bit_identical_to_the_plain_loop_while_it_measures() -> None:

@@ -112,10 +112,10 @@ def test_every_flag_that_is_shown_exists() -> None:
     known = {name.replace("_", "-") for name in train_command.__annotations__}
     shown = [
         word[2:]
-        for text in (README, (ROOT / "docs" / "resume.md").read_text(encoding="utf-8"))
-        for block in blocks(text, "sh")
+        for path in DOCUMENTS
+        for block in blocks(path.read_text(encoding="utf-8"), "sh")
         for line in block.splitlines()
-        if line.startswith("gradsift ")
+        if line.startswith("gradsift train ")
         for word in shlex.split(line)
         if word.startswith("--")
     ]

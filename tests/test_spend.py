@@ -38,19 +38,38 @@ def test_the_smallest_eighth_that_is_no_noisier(ratio: float, scale: float) -> N
     assert spending.size(64) == min(quiet)
 
 
-def test_a_size_that_is_no_faster_is_given_up() -> None:
+def timed(spending: Spending, size: int, seconds: float, steps: int = 32) -> None:
+    for _ in range(steps):
+        spending.timed(size, seconds)
+
+
+def test_a_size_that_is_no_faster_is_given_up_until_the_steps_have_doubled() -> None:
     spending = Spending("batch")
     spending.decide(decided(4.0), 64)
     assert spending.size(64) == 16
-    for size, seconds in ((64, 1.0), (16, 1.0)):
-        for _ in range(32):
-            spending.timed(size, seconds)
+    timed(spending, 64, 1.0)
+    timed(spending, 16, 1.0)
     spending.decide(decided(4.0), 64)
-    assert spending.size(64) == 24
-    for _ in range(32):
-        spending.timed(24, 0.5)
+    assert spending.size(64) == 64
+    timed(spending, 64, 1.0, steps=63)
     spending.decide(decided(4.0), 64)
-    assert spending.size(64) == 24
+    assert spending.size(64) == 64
+    timed(spending, 64, 1.0, steps=1)
+    spending.decide(decided(4.0), 64)
+    assert spending.size(64) == 16
+    timed(spending, 16, 0.5, steps=200)
+    spending.decide(decided(4.0), 64)
+    assert spending.size(64) == 16
+
+
+def test_noisy_seconds_of_a_size_close_to_the_whole_give_nothing_up() -> None:
+    spending = Spending("batch")
+    spending.decide(decided(1.2), 64)
+    assert spending.size(64) == 56
+    timed(spending, 64, 1.0)
+    timed(spending, 56, 1.1)
+    spending.decide(decided(4.0), 64)
+    assert spending.size(64) == 16
 
 
 @pytest.mark.parametrize("source", ["off", "pool"])

@@ -15,19 +15,16 @@ from torch import Tensor
 from gradsift.clock import AbstractClock
 from gradsift.data.passes import Portion
 from gradsift.gate import Decision, MeasuredGate, Offer
-from gradsift.monitors.timing import Allowance
 from gradsift.records import PLAIN, Plan, ScoreUpdate, Source
 from gradsift.sampling.table import ScoreTable
 from gradsift.sifting.candidates import Candidates, Chooser
-from gradsift.sifting.evidence import Costs, Evidence
+from gradsift.sifting.evidence import Evidence
 from gradsift.sifting.memory import WINDOW, Memory
 from gradsift.sifting.policy import AbstractPolicy
 from gradsift.sifting.probes import Probes
+from gradsift.sifting.purses import Purses
 from gradsift.sifting.ranks import AbstractRanks
 from gradsift.sifting.spending import Spending
-
-OBSERVING = 0.6
-"""Share of the gate's allowance that scores of training steps may take; probes have the rest."""
 
 WARM_UP = 16
 """Steps before the first probe."""
@@ -43,6 +40,9 @@ EVERY = 32
 
 DWELL = 128
 """Steps that a source stays in use at least."""
+
+LOOKING = 64
+"""Steps out of the table between two of the user's own order, which are there to be looked at."""
 
 
 class Auto(AbstractPolicy):
@@ -66,14 +66,12 @@ class Auto(AbstractPolicy):
         self._chooser = chooser
         self._clock: AbstractClock = chooser.setup.clock
         self._gate = gate
-        self._observing = Allowance(OBSERVING * gate.allowance)
-        self._probing = Allowance((1 - OBSERVING) * gate.allowance)
+        self._purses = Purses(gate.allowance)
         self._probes = Probes(chooser, self.evidence, memory)
-        self._deciding = Costs()
         self._spending = Spending(chooser.setup.spend)
         self._probed = 0.0
         self._opened_at: int | None = None
-        self._changed_at = 0
+        self._changed_at = self._looked_at = 0
         self._steps = self._write_at = 0
         self.batch_size = 0
 
@@ -91,10 +89,10 @@ class Auto(AbstractPolicy):
     @property
     def wishes(self) -> bool:
         """Whether the allowance permits a probe."""
-        if self._steps < WARM_UP or not self._probing.allows(self._now()):
+        if self._steps < WARM_UP or not self._purses.probing.allows(self._now()):
             return False
         plain = self.evidence.times.median("off")
-        return plain is not None and self._probing.allows(self._now(), cost=plain)
+        return plain is not None and self._purses.probing.allows(self._now(), cost=plain)
 
     @property
     def in_use(self) -> Source:
@@ -104,7 +102,7 @@ class Auto(AbstractPolicy):
     def plan(self, batch_size: int) -> Plan:
         """What the decision in force says."""
         self.batch_size = batch_size
-        if self.decision is None or self.in_use == "off":
+        if self.decision is None or self.in_use == "off" or self._looks():
             return PLAIN
         candidates = round(self.decision.offer.candidates * batch_size)
         if self.in_use == "pool" or self.memory is None:
@@ -118,7 +116,7 @@ class Auto(AbstractPolicy):
 
     def wants_scores(self, *, drawn: bool) -> bool:
         """Always where they pay; within the allowance otherwise."""
-        return drawn or self._observing.allows(self._now())
+        return drawn or self._purses.observing.allows(self._now())
 
     def observed(self, seconds: float, *, drawn: bool) -> None:
         """Notes what the scores of the step under way have cost."""
@@ -142,7 +140,7 @@ class Auto(AbstractPolicy):
             before = self._clock.now()
             self._probes.take(arrived, portion.ids, self._steps)
             self._probed = self._clock.now() - before
-            self._probing.spend(self._probed)
+            self._purses.probing.spend(self._probed)
 
     def timed(self, plan: Plan, seconds: float, loading: float) -> None:
         """Keeps the seconds of a step, and decides every few steps."""
@@ -188,14 +186,12 @@ class Auto(AbstractPolicy):
             "memory": None if self.memory is None else self.memory.state_dict(),
             "evidence": self.evidence.state_dict(),
             "decision": None if self.decision is None else asdict(self.decision),
-            "observing": self._observing.state_dict(),
-            "probing": self._probing.state_dict(),
+            "purses": self._purses.state_dict(),
             "probes": self._probes.state_dict(),
-            "deciding": self._deciding.state_dict(),
             "spending": self._spending.state_dict(),
             "probed": self._probed,
             "opened_at": self._opened_at,
-            "steps": [self._steps, self._changed_at, self._write_at],
+            "steps": [self._steps, self._changed_at, self._looked_at, self._write_at],
             "batch_size": self.batch_size,
         }
 
@@ -208,21 +204,27 @@ class Auto(AbstractPolicy):
         self.evidence.load_state_dict(state["evidence"])
         decided = state["decision"]
         self.decision = decided and Decision(**{**decided, "offer": Offer(**decided["offer"])})
-        self._observing.load_state_dict(state["observing"])
-        self._probing.load_state_dict(state["probing"])
+        self._purses.load_state_dict(state["purses"])
         self._probes.load_state_dict(state["probes"])
-        self._deciding.load_state_dict(state["deciding"])
         self._probed, self._opened_at = state["probed"], state["opened_at"]
-        self._steps, self._changed_at, self._write_at = state["steps"]
+        self._steps, self._changed_at, self._looked_at, self._write_at = state["steps"]
         self.batch_size = state["batch_size"]
 
     def __str__(self) -> str:
         summary = self.summary()
         return f"{summary['state']}: {summary['reason']}"
 
+    def _looks(self) -> bool:
+        """Whether the next step is a plain one, so that noise and norms stay known while on."""
+        due = self.memory is not None and self._steps - self._looked_at >= LOOKING
+        if not (due and self.ranks.follows(self.wishes)):
+            return False
+        self._looked_at = self._steps
+        return True
+
     def _pay_for_observing(self, seconds: float, *, drawn: bool) -> None:
         if not drawn:
-            self._observing.spend(seconds)
+            self._purses.observing.spend(seconds)
 
     def _keep(self, update: ScoreUpdate, weights: Tensor) -> None:
         ids, scores, weights = (part[::KEPT] for part in (update.index, update.score, weights))
@@ -236,17 +238,14 @@ class Auto(AbstractPolicy):
         """The first process decides for all."""
         before = self._clock.now()
         found: tuple[Decision, list[Offer]] | None = None
-        may = self.ranks.leads and self._probing.allows(
-            before - self.start, cost=self._deciding.mean
-        )
+        may = self.ranks.leads and self._purses.may_compare(before - self.start)
         if may and (offers := self.offers(hopeless=False)):
             found = self._compare(offers), offers
         found = self.ranks.lead(found)
         if found is not None:
             self._adopt(*found)
         if may:
-            self._deciding.add(self._clock.now() - before)
-            self._probing.spend(self._clock.now() - before)
+            self._purses.compared(self._clock.now() - before)
 
     def _compare(self, offers: list[Offer]) -> Decision:
         together = self.batch_size * self.ranks.size

@@ -3,7 +3,7 @@
 import math
 from collections import deque
 from collections.abc import Callable, Mapping
-from statistics import stdev
+from statistics import median, stdev
 from typing import Any
 
 import torch
@@ -42,7 +42,8 @@ PRIOR = 0.25
 class Costs:
     """Seconds of a piece of work, as the mean of the latest times that it was done.
 
-    A mean, because work that is done for a window of steps at once falls on one of them.
+    A mean, because work that is done for a window of steps at once falls on one of them. Where each
+    time is the same work, the median forgets hiccups, which would have struck any other work too.
 
     Example:
         >>> costs = Costs()
@@ -50,8 +51,8 @@ class Costs:
         (False, 0.0)
         >>> for seconds in (9.0, 1.0, 2.0):
         ...     costs.add(seconds)
-        >>> costs.mean
-        4.0
+        >>> costs.mean, costs.median
+        (4.0, 2.0)
     """
 
     def __init__(self) -> None:
@@ -71,6 +72,11 @@ class Costs:
         """In seconds; zero before the first time."""
         times = sum(times for _, times in self._latest)
         return sum(seconds for seconds, _ in self._latest) / times if times else 0.0
+
+    @property
+    def median(self) -> float:
+        """In seconds, of the notes as they came; zero before the first time."""
+        return median(seconds for seconds, _ in self._latest) if self._latest else 0.0
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers, from which `load_state_dict` goes on to the bit."""

@@ -56,8 +56,9 @@ class Spending:
 
     ``"batch"`` takes the smallest eighth of b that is no noisier than b uniform examples,
     ``b' = b (E[w² g²] − ‖μ‖²)/(E[g²] − ‖μ‖²)``, at the lower end of the variance ratio. It pays
-    only where steps of b' examples take less time than steps of b did, so a smaller size that was
-    measured and is not faster is given up for good. ``"lr"`` takes the noise-scale rule,
+    only where steps of b' examples take less time than steps of b did: where half of b or less was
+    measured and is not faster, the whole b is taken until the steps so far have doubled, by when
+    both are measured anew on the machine as it then is. ``"lr"`` takes the noise-scale rule,
     `gradsift.monitors.spending.lr_factor`.
 
     Args:
@@ -79,7 +80,7 @@ class Spending:
         self.lr_factor = 1.0
         self._spend = spend
         self._size: int | None = None
-        self._smallest = 1
+        self._steps = self._whole_until = 0
         self._times = StepTimes()
 
     def size(self, batch_size: int) -> int:
@@ -88,6 +89,7 @@ class Spending:
 
     def timed(self, examples: int, seconds: float) -> None:
         """Learns how long a step of so many examples took."""
+        self._steps += 1
         if self._spend == "batch":
             self._times.add(str(examples), seconds)
 
@@ -103,8 +105,8 @@ class Spending:
             signal = 1 / (1 + decision.noise_scale)
             exact = equal_noise_batch(batch_size, 1 / max(ratio, 1.0), 1.0, signal)
             sizes = [max(1, part * batch_size // EIGHTHS) for part in range(1, EIGHTHS + 1)]
-            allowed = [size for size in sizes if size >= self._smallest]
-            self._size = ranks.lead(allowed_batch(exact, allowed))
+            size = allowed_batch(exact, sizes)
+            self._size = ranks.lead(batch_size if self._steps < self._whole_until else size)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers, from which `load_state_dict` goes on."""
@@ -112,7 +114,7 @@ class Spending:
             "spend": self._spend,
             "lr_factor": self.lr_factor,
             "size": self._size,
-            "smallest": self._smallest,
+            "steps": [self._steps, self._whole_until],
             "times": self._times.state_dict(),
         }
 
@@ -128,11 +130,15 @@ class Spending:
                 f"{self._spend!r}: sift the loader as it was when the state was saved"
             )
         self.lr_factor = state["lr_factor"]
-        self._size, self._smallest = state["size"], state["smallest"]
+        self._size = state["size"]
+        self._steps, self._whole_until = state["steps"]
         self._times.load_state_dict(state["times"])
 
     def _give_up_what_is_no_faster(self, batch_size: int) -> None:
+        """Sizes above half of b differ too little from it for a judgement by noisy seconds."""
         size = self.size(batch_size)
         whole, smaller = self._times.median(str(batch_size)), self._times.median(str(size))
-        if size < batch_size and whole is not None and smaller is not None and smaller >= whole:
-            self._smallest = min(batch_size, size + 1)
+        if whole is None or smaller is None or 2 * size > batch_size:
+            return
+        if smaller >= whole:
+            self._whole_until = 2 * self._steps
