@@ -13,7 +13,7 @@ from gradsift.errors import UsageError
 RARELY, OFTEN = 0.25, 4.0
 """How often a block is visited, relative to the average: what seems calm may move."""
 
-STATE = ("versions", "measured", "_asked", "_loss")
+STATE = ("versions", "measured", "_asked", "_costs")
 
 MEMORY = 0.5
 """Share of what was known of a block that stays when it is measured anew."""
@@ -59,16 +59,16 @@ class Sweep:
         self.measured: Float64[np.ndarray, " blocks"] = np.full(count, -np.inf)
         self._adaptive = order == "adaptive"
         self._asked: Int64[np.ndarray, " blocks"] = np.arange(count) - count
-        self._loss: Float64[np.ndarray, " blocks"] = np.full(count, np.nan)
+        self._costs: Float64[np.ndarray, " blocks"] = np.full(count, np.nan)
         self._turn = 0
 
     @property
     def rates(self) -> Float64[np.ndarray, " blocks"]:
         """How often each block should come; the average is one, but for the bounds."""
-        known = np.isfinite(self._loss)
-        if not (self._adaptive and known.any() and self._loss[known].mean() > 0):
+        known = np.isfinite(self._costs)
+        if not (self._adaptive and known.any() and self._costs[known].mean() > 0):
             return np.ones(len(self.blocks))
-        rates = np.sqrt(np.where(known, self._loss, self._loss[known].mean()))
+        rates = np.sqrt(np.where(known, self._costs, self._costs[known].mean()))
         return np.clip(rates / rates.mean(), RARELY, OFTEN)
 
     def next(self, count: int, excluded: Collection[int]) -> list[Block]:
@@ -91,21 +91,21 @@ class Sweep:
             found.append(self.blocks[number])
         return found
 
-    def came(self, block: Block, version: int, now: float, loss: float | None) -> None:
+    def came(self, block: Block, version: int, now: float, cost: float | None) -> None:
         """Notes fresh scores.
 
         Args:
             block: whose.
             version: that they were measured with.
             now: in the caller's seconds.
-            loss: ``mean(δ²/s)`` over the block, by the relative scores from before; None at first.
+            cost: ``mean(δ²/s)`` over the block, by the relative scores from before; None at first.
         """
         number = block.number
         steps = max(1, version - int(self.versions[number]))
-        if loss is not None:
-            before, rate = self._loss[number], loss / steps
+        if cost is not None:
+            before, rate = self._costs[number], cost / steps
             known = np.isfinite(before)
-            self._loss[number] = MEMORY * before + (1 - MEMORY) * rate if known else rate
+            self._costs[number] = MEMORY * before + (1 - MEMORY) * rate if known else rate
         self.versions[number] = max(version, int(self.versions[number]))
         self.measured[number] = now
 
