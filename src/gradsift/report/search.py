@@ -69,8 +69,9 @@ def _shares(panel: Axes, run: Run) -> None:
 
 def _curves(panel: Axes, run: Run) -> None:
     points = run.events("curve")
+    names = dict.fromkeys(line["set"] for line in points)
     panel.set(title="Loss measured by workers")
-    for colour, name in zip(SEVERAL[1:], dict.fromkeys(line["set"] for line in points)):
+    for colour, name in zip(SEVERAL[1:], names, strict=False):
         mine = [line for line in points if line["set"] == name]
         panel.plot(*pairs(mine, "version", "loss"), color=colour, label=name)
     if not points:
@@ -83,4 +84,5 @@ def _curves(panel: Axes, run: Run) -> None:
 
 
 def _priced(run: Run) -> list[Line]:
-    return [line for line in run.events("engine") if line.get("variance_ratio") is not None]
+    keys = ("variance_ratio", "ideal_ratio")
+    return [line for line in run.events("engine") if all(line.get(key) for key in keys)]
