@@ -26,9 +26,9 @@ class Sweep:
     Round-robin: the block that was asked for longest ago. Adaptive: the block whose age times its
     rate is largest.
 
-    A draw by stale scores ``s`` where fresh ones are ``s + δ`` has a second moment that is larger
-    by ``mean(δ²/s)`` to second order, in units of the mean score: it grows with how far scores
-    move and with how often they are drawn. If scores wander, ``δ²`` grows like the age, at the
+    A draw by stale scores ``s`` where fresh ones are ``s + δ``, of the same mean, has a second
+    moment that is larger by ``mean(δ²/s)``, in units of the mean: it grows with how far scores move
+    and with how often they are drawn. If scores wander, ``δ²`` grows like the age, at the
     rate ``v_b`` of block b, and refreshing it ``f_b`` times as often costs ``Σ v_b / f_b`` in all.
     With ``Σ f_b`` fixed that is least for ``f_b ∝ sqrt(v_b)`` (the form of Cho & Garcia-Molina,
     "Effective page refresh policies for web crawlers", 2003). ``v_b`` is measured when a block
