@@ -139,7 +139,9 @@ def test_every_set_gets_a_slice_for_twenty_blocks_in_turn(
 ) -> None:
     curves = Curves([str(k) for k in range(sets)], first=blocks)
     sweep = blocks_of(blocks, 1)
-    mixed = [one for count in asked for one in curves.among([sweep[k % blocks] for k in range(count)])]
+    mixed: list[Block] = []
+    for count in asked:
+        mixed += curves.among([sweep[k % blocks] for k in range(count)])
     slices = [one for one in mixed if one.part]
     assert len(mixed) - len(slices) == sum(asked)
     turns = sum(asked) // EVERY
@@ -241,7 +243,7 @@ def test_parts_of_an_opening() -> None:
 
 
 def test_a_loss_that_is_no_number_per_example_is_a_failed_slice() -> None:
-    asked: dict[str, Any] = {"evaluate": {"few": examples}, "error_fn": lambda outputs, targets: outputs}
-    examiner = Examiner(replace(norm_task(), **asked))
+    task = replace(norm_task(), evaluate={"few": examples}, error_fn=lambda outputs, _: outputs)
+    examiner = Examiner(task)
     with pytest.raises(UsageError, match=r"error returned shape \[5, 3\], expected \[5\]"):
         examiner.answer(0, 1, part=1)

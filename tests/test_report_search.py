@@ -41,10 +41,13 @@ def told(step: int, **changes: Any) -> dict[str, Any]:
         "ideal_ratio": ideal,
         "recovered": recovered(ratio, ideal),
     }
-    return {"kind": "event", "step": step, "seconds": step / 10, "name": "engine", **status, **changes}
+    at = {"kind": "event", "step": step, "seconds": step / 10, "name": "engine"}
+    return {**at, **status, **changes}
 
 
-def curve(name: str, version: int, loss: float | None, error: float | None = None) -> dict[str, Any]:
+def curve(
+    name: str, version: int, loss: float | None, error: float | None = None
+) -> dict[str, Any]:
     point = {"set": name, "version": version, "newest": version + 3, "loss": loss, "error": error}
     at = {"kind": "event", "step": version + 5, "seconds": 1.0, "name": "curve"}
     return {**at, **point, "examples": 80}
@@ -123,7 +126,7 @@ def test_status_says_what_is_known(tmp_path: Path) -> None:
         "scores: 720 delivered, 90 per second, 100 % of the examples usable",
         "age: 11 steps or 0.50 s in the median, 90 steps at most; the newest are 4 steps behind",
         "parameters: published 4 times, 1.5 MiB each in the mean",
-        "variance: 72 % of the possible gain recovered, ratio 2.00 of 3.60",
+        "variance: 69 % of the possible gain recovered, ratio 2.00 of 3.60",
         "train: loss 0.5, measured by workers with the parameters of step 50",
         "test: loss not finite, error 0.125, measured by workers with the parameters of step 60",
     ]

@@ -1,4 +1,4 @@
-"""Several processes and one engine, without processes: what one says, another hears word by word."""
+"""Several processes and one engine, without processes: what one says, another hears."""
 
 import pickle
 from typing import Any
@@ -195,4 +195,5 @@ def test_processes_are_described_with_their_engine() -> None:
         )
     }
     assert len(texts) == 5
-    assert all(text.startswith("40 examples by recipe 'issgd' with seed 0 and the ") for text in texts)
+    start = "40 examples by recipe 'issgd' with seed 0 and the "
+    assert all(text.startswith(start) for text in texts)

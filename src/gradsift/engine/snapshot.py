@@ -102,7 +102,8 @@ class Writer:
     def __init__(self, board: Board) -> None:
         self._header = board.header.numpy()
         self._views = [_views(board, slot) for slot in range(SLOTS)]
-        self._changed = {entry.name: 0 for entry in board.entries}
+        newest = int(self._header[NEWEST])
+        self._changed = {entry.name: newest for entry in board.entries}
 
     def write(self, parameters: Mapping[str, Tensor], version: int) -> int:
         """Copies one set into the slot that is not the newest, then makes it the newest.

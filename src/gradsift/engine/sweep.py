@@ -134,6 +134,28 @@ class Sweep:
         self.versions[block.number] = -1
         self.measured[block.number] = -np.inf
 
+    def ages(self, version: int, now: float) -> dict[str, float | int | None]:
+        """How old scores are, over the blocks that have some: for logs.
+
+        Args:
+            version: of the parameters, now.
+            now: in the caller's seconds.
+
+        Returns:
+            Steps since the parameters of the median block, of the oldest and of the newest, as
+            ``age``, ``oldest`` and ``behind``; ``seconds_old`` since the median block came.
+        """
+        known = self.versions >= 0
+        if not known.any():
+            return dict.fromkeys(("age", "oldest", "behind", "seconds_old"))
+        ages = np.maximum(version - self.versions[known], 0)
+        return {
+            "age": float(np.median(ages)),
+            "oldest": int(ages.max()),
+            "behind": int(ages.min()),
+            "seconds_old": now - float(np.median(self.measured[known])),
+        }
+
     def older(self, version: int, now: float) -> Bool[np.ndarray, " blocks"]:
         """Which blocks have scores that are older than a version, or came before a moment."""
         known = self.versions >= 0

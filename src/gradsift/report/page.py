@@ -82,10 +82,11 @@ def _figures(runs: Sequence[Run]) -> Iterable[str]:
     if searching := [run for run in runs if has_search(run)]:
         yield _figure(
             figures.svg(search, searching),
-            "What an engine found beside the training. Ages count the steps since the parameters were "
-            "in use by which scores were measured. The recovered variance is 0 for uniform draws and 1 "
-            "for draws by fresh norms; it is measured on blocks that come back, with the scores from "
-            "before, a whole sweep old. Workers measure losses on up to 4,096 examples of a set.",
+            "What an engine found beside the training. Ages count the steps since the parameters "
+            "were in use by which scores were measured. The recovered variance is 0 for uniform "
+            "draws and 1 for draws by fresh norms; it is measured on blocks that come back, with "
+            "the scores from before, a whole sweep old. Workers measure losses on up to 4,096 "
+            "examples of a set.",
         )
     if healthy := [run for run in runs if has_health(run)]:
         yield _figure(

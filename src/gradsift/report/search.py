@@ -75,9 +75,8 @@ def _curves(panel: Axes, run: Run) -> None:
         mine = [line for line in points if line["set"] == name]
         panel.plot(*pairs(mine, "version", "loss"), color=colour, label=name)
     if not points:
-        panel.text(
-            0.5, 0.5, "no data set was evaluated", transform=panel.transAxes, ha="center", color=FAINT
-        )
+        where = {"transform": panel.transAxes, "ha": "center"}
+        panel.text(0.5, 0.5, "no data set was evaluated", color=FAINT, **where)
         return
     logarithmic(panel)
     panel.legend(fontsize=7.5)

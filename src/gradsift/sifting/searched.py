@@ -182,8 +182,6 @@ class Searched(AbstractPolicy):
         scores from before them: these are a whole sweep old, those drawn by half of one.
         """
         state, now = self._station.state, self._setup.clock.now()
-        known = self.sweep.versions >= 0
-        ages = np.maximum(self._steps - self.sweep.versions[known], 0)
         ratio, ideal = self.proposal.gains or (None, None)
         return {
             "engine": state.kind,
@@ -194,10 +192,7 @@ class Searched(AbstractPolicy):
             "delivered": self._delivered,
             "rate": self._delivered / max(now - self.start, 1e-9),
             "usable": self.proposal.usable,
-            "age": float(np.median(ages)) if len(ages) else None,
-            "oldest": int(ages.max()) if len(ages) else None,
-            "behind": int(ages.min()) if len(ages) else None,
-            "seconds_old": now - float(np.median(self.sweep.measured[known])) if len(ages) else None,
+            **self.sweep.ages(self._steps, now),
             "published": state.published,
             "sent": state.sent,
             "variance_ratio": ratio,
@@ -219,9 +214,8 @@ class Searched(AbstractPolicy):
         return self._search.opens if self._opened_at is None else self._search.least
 
     def _age_in_words(self) -> str:
-        known = self.sweep.versions[self.sweep.versions >= 0]
-        age = float(np.median(np.maximum(self._steps - known, 0))) if len(known) else 0.0
-        return f"{age:.0f} steps old"
+        age = self.sweep.ages(self._steps, 0.0)["age"]
+        return f"{age or 0:.0f} steps old"
 
     def _make_proposal(self, examples: int) -> AbstractProposal:
         if self._search.stale == "filter":
