@@ -213,7 +213,10 @@ def slow_rates(costs: list[float]) -> list[float]:
     st.integers(1, 9),
 )
 def test_adaptive_rates_are_the_formula(costs: list[float], unknown: int, steps: int) -> None:
-    """A cost counts per step of age; the first is taken whole, later ones by half."""
+    """A cost counts per step of age; the first is taken whole, later ones by half.
+
+    Scores that are not newer than those from before tell nothing about ageing.
+    """
     sweep = Sweep(10 * len(costs), 10, "adaptive")
     expected = list(costs)
     for block, cost in zip(sweep.blocks, costs, strict=True):
@@ -223,6 +226,8 @@ def test_adaptive_rates_are_the_formula(costs: list[float], unknown: int, steps:
         sweep.came(block, 4, 0.0, None)
         sweep.came(block, 4 + steps, 0.0, steps * (cost / 2))
         sweep.came(block, 4 + 2 * steps, 0.0, steps * (cost * 1.5))
+        sweep.came(block, 4 + 2 * steps, 0.0, 0.0)
+        sweep.came(block, 5, 0.0, 1e9)
     np.testing.assert_allclose(sweep.rates, slow_rates(expected), rtol=1e-9)
     again = Sweep(10 * len(costs), 10, "adaptive")
     again.load_state_dict(sweep.state_dict())

@@ -98,11 +98,12 @@ class Sweep:
             block: whose.
             version: that they were measured with.
             now: in the caller's seconds.
-            cost: ``mean(δ²/s)`` over the block, by the relative scores from before; None at first.
+            cost: ``mean(δ²/s)`` over the block, by the scores from before; None at first. It
+                counts where these were measured with older parameters.
         """
         number = block.number
-        steps = max(1, version - int(self.versions[number]))
-        if cost is not None:
+        steps = version - int(self.versions[number])
+        if cost is not None and steps > 0:
             before, rate = self._costs[number], cost / steps
             known = np.isfinite(before)
             self._costs[number] = MEMORY * before + (1 - MEMORY) * rate if known else rate
