@@ -101,16 +101,24 @@ class NeutralProposal(AbstractProposal):
         self.memory.share(ranks)
 
     def take(self, found: Sequence[Scored]) -> list[float | None]:
-        """Prices, then keeps: blocks of one version together, so that they share one level."""
+        """Prices, then keeps: blocks of one version together, so that they share one level.
+
+        Scores that were measured with these very parameters before tell no price: nobody draws by
+        scores of no age.
+        """
         if not found:
             return []
         ids = torch.cat([scored.block.ids for scored in found])
         scores = torch.cat([scored.scores for scored in found])
         before = self._table.relative(ids)
         masses = self._table.probabilities(ids) * self._table.size
-        seen = self._table.ages(ids, 0) >= 0
         version = min(scored.version for scored in found)
-        self.memory.learn(ScoreUpdate(ids, scores, version), torch.ones(len(ids)).double())
+        ages = self._table.ages(ids, version)
+        seen, old = ages >= 0, ages != 0
+        if bool(old.any()):
+            update = ScoreUpdate(ids[old], scores[old], version)
+            self.memory.learn(update, torch.ones(len(update.index)).double())
+        self._table.update(ids[~old], scores[~old], version)
         self.memory.passed(len(ids), each=False)
         costs = (self._table.relative(ids) - before).square() / masses
         sizes = [len(scored.block) for scored in found]
