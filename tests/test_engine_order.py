@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import gradsift
 from engines import CROSS_ENTROPY
 from gradsift import engines, recipes
-from gradsift.engine.interface import Block, Scored
-from gradsift.sifting.proposals import FilteredProposal
+from gradsift.engine.interface import Block, Scored, blocks_of
+from gradsift.sifting.proposals import FilteredProposal, NeutralProposal
 from gradsift.sifting.searched import Searched
 
 BLOCKS, SIZE, STEPS, WARM = 16, 12, 600, 100
@@ -149,3 +149,16 @@ def test_the_cost_is_what_old_scores_add_to_the_second_moment() -> None:
         excess = float((fresh.square() / mass).mean() - fresh.mean() ** 2)
         cost = float(((fresh - stale).square() / mass).mean())
         assert excess == pytest.approx(cost, rel=1e-9)
+
+
+def test_scores_of_no_age_price_nothing() -> None:
+    """A block that comes twice by the same parameters would price a proposal that nobody has."""
+    blocks = blocks_of(8, 4)
+    proposal = NeutralProposal(recipes["issgd"], 8, blocks=2, seed=0, exact=False)
+    counts = []
+    for version in (1, 1, 2, 2, 3):
+        fresh = [Scored(block, torch.arange(1.0, 5.0) * version, version, 0.1) for block in blocks]
+        costs = proposal.take(fresh)
+        counts.append(proposal.memory.prices.batches)
+        assert all(cost is None for cost in costs) == (len(counts) == 1)
+    assert counts == [0, 0, 1, 1, 2]
