@@ -90,8 +90,9 @@ class LocalEngine(AbstractEngine):
 
     def publish(self, parameters: Mapping[str, Tensor], version: int) -> None:
         """Copies what has changed into shared memory."""
-        self._outbox.put(parameters, version)
-        self._send()
+        if self._writer is not None:
+            self._outbox.put(parameters, version)
+            self._send()
 
     def request(self, blocks: Sequence[Block]) -> None:
         """Queues blocks, and hands them out as far as workers have room."""
