@@ -88,6 +88,16 @@ def act(fault: int) -> None:
         time.sleep(0.2)
 
 
+def first_output(outputs: Tensor, targets: Tensor) -> Tensor:
+    """A loss that tells inputs and version: their product."""
+    return outputs[:, 0]
+
+
+def is_one(outputs: Tensor, targets: Tensor) -> Tensor:
+    """An error that tells targets."""
+    return (targets == 1).float()
+
+
 class Commanded(nn.Module):
     """A model that is a message to `Faulty`."""
 
@@ -106,16 +116,23 @@ def numbered() -> TensorDataset:
     return TensorDataset(torch.arange(N).float().unsqueeze(1), torch.arange(N) % 3)
 
 
+def few() -> TensorDataset:
+    """Five of them: fewer than slices."""
+    return TensorDataset(*(side[:5] for side in numbered().tensors))
+
+
 def faulty_task() -> Task:
     return Task(
         model=Commanded(),
-        loss_fn=CROSS_ENTROPY,
+        loss_fn=first_output,
         score=Faulty(),
         split=split_batch,
         forward=call_model,
         collate=collate,
         opening="engines:numbered",
         expected=fingerprint(numbered(), collate, split_batch),
+        evaluate={"train": None, "few": "engines:few"},
+        error_fn=is_one,
     )
 
 

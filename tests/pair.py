@@ -98,11 +98,19 @@ def check_recipe(
 
 
 def check_resume(recipe: str, steps: int, cut: int) -> dict[str, Any]:
-    """A run in one go, and one that is saved after ``cut`` steps and taken up by new objects."""
+    """A run in one go, and one that is saved after ``cut`` steps and taken up by new objects.
+
+    An engine is in exact mode, where nothing depends on what workers were doing.
+    """
 
     def begin() -> tuple[nn.Module, torch.optim.Optimizer, VirtualClock, gradsift.SiftedLoader]:
         model, clock = DistributedDataParallel(network()), VirtualClock()
-        train = gradsift.sift(loader(), model, LOSS, recipe=recipe, clock=clock, spend="noise")
+        engine = None
+        if recipe == "issgd":
+            engine = gradsift.engines.inline(block=64, every=4, mode="exact")
+        train = gradsift.sift(
+            loader(), model, LOSS, recipe=recipe, clock=clock, spend="noise", engine=engine
+        )
         return model, torch.optim.SGD(model.parameters(), lr=RATE, momentum=0.9), clock, train
 
     def go(run: Any, count: int) -> list[Tensor]:
@@ -129,6 +137,41 @@ def check_resume(recipe: str, steps: int, cut: int) -> dict[str, Any]:
         "parameters": [[whole(value) for value in run[0].parameters()] for run in (once, second)],
         "gates": (once[3].gate, second[3].gate),
     }
+
+
+def check_engine(kind: str) -> dict[str, Any]:
+    """A run behind DDP whose scores an engine of the first rank measures."""
+    inner = network()
+    model, clock = DistributedDataParallel(inner), VirtualClock()
+    asked: dict[str, Any] = {"block": 32, "every": 8}
+    made = gradsift.engines.local if kind == "local" else gradsift.engines.inline
+    train = gradsift.sift(loader(), model, LOSS, engine=made(**asked), clock=clock)
+    seen = train_with(train, model, clock, 6)
+    train.settle()
+    found = {
+        "seen": seen,
+        "parameters": [whole(value) for value in inner.parameters()],
+        "table": train.table.state_dict()["relative"] if train.table is not None else None,
+        "gate": train.gate,
+        "status": train.engine_status,
+    }
+    train.close()
+    return found
+
+
+def check_engine_failure() -> str:
+    """Rank 0 finds no data set."""
+    engine = gradsift.engines.inline(dataset="nowhere:nothing")
+    train = gradsift.sift(loader(), network(), LOSS, engine=engine)
+    return message_of(lambda: next(iter(train)))
+
+
+def check_engine_parts() -> str:
+    """No process has all parameters."""
+    train = gradsift.sift(
+        loader(), fully_shard(network()), LOSS, engine=gradsift.engines.inline()
+    )
+    return message_of(lambda: next(iter(train)))
 
 
 def check_spending() -> dict[str, Any]:
@@ -239,6 +282,11 @@ CHECKS: dict[str, Callable[[], Any]] = {
     "fsdp-pool": lambda: check_recipe("pool", "fsdp", 2),
     "fsdp-table": lambda: check_recipe("table", "fsdp", 6),
     "fsdp-auto": lambda: check_recipe("auto", "fsdp", 24),
+    "ddp-engine": lambda: check_engine("inline"),
+    "ddp-local": lambda: check_engine("local"),
+    "engine-failure": check_engine_failure,
+    "engine-parts": check_engine_parts,
+    "resumed-engine": lambda: check_resume("issgd", 60, 37),
     "resumed-table": lambda: check_resume("table", 60, 37),
     "resumed-auto": lambda: check_resume("auto", 300, 170),
     "spending": check_spending,

@@ -28,8 +28,10 @@ FITS = (
     "fsdp-pool",
     "fsdp-table",
     "fsdp-auto",
+    "ddp-engine",
+    "ddp-local",
 )
-SHARED = tuple(name for name in FITS if "table" in name or "auto" in name)
+SHARED = tuple(name for name in FITS if "table" in name or "auto" in name or "engine" in name)
 Results = list[dict[str, Any]]
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
@@ -140,7 +142,7 @@ def test_published_gates_open_together(results: Results) -> None:
     assert [d for *_, d in first["seen"]] == [d for *_, d in second["seen"]]
 
 
-@pytest.mark.parametrize("name", ["resumed-table", "resumed-auto"])
+@pytest.mark.parametrize("name", ["resumed-table", "resumed-auto", "resumed-engine"])
 def test_a_pair_that_is_resumed_goes_on_to_the_bit(results: Results, name: str) -> None:
     for of_rank in (result[name] for result in results):
         expected, found = of_rank["ids"]
@@ -148,6 +150,31 @@ def test_a_pair_that_is_resumed_goes_on_to_the_bit(results: Results, name: str) 
         assert all(map(torch.equal, expected, found))
         assert all(map(torch.equal, *of_rank["parameters"]))
         assert of_rank["gates"][0] == of_rank["gates"][1]
+
+
+def test_an_engine_is_run_by_one_rank_for_both(results: Results) -> None:
+    first, second = (result["ddp-engine"] for result in results)
+    assert first["status"] == second["status"]
+    assert first["status"]["usable"] == 1
+    for name, kind in (("ddp-engine", "inline"), ("ddp-local", "local")):
+        mine, theirs = (result[name] for result in results)
+        assert torch.equal(mine["table"], theirs["table"])
+        assert mine["gate"] == theirs["gate"]
+        assert [step[2] for step in mine["seen"]] == [step[2] for step in theirs["seen"]]
+        for result in (mine, theirs):
+            assert (result["status"]["engine"], result["status"]["workers"]) == (kind, 1)
+
+
+def test_an_engine_that_cannot_start_stops_both(results: Results) -> None:
+    failed, told = (result["engine-failure"] for result in results)
+    assert failed.startswith("UsageError: ")
+    assert "nowhere" in failed
+    assert told == "TogetherError: rank 0 stopped: " + failed.removeprefix("UsageError: ")
+
+
+def test_an_engine_needs_whole_parameters(results: Results) -> None:
+    for result in results:
+        assert "spread over processes, as by fully_shard" in result["engine-parts"]
 
 
 def test_a_smaller_batch_is_as_small_on_every_rank(results: Results) -> None:

@@ -64,6 +64,18 @@ def test_the_page_on_resuming_runs_as_written(
     assert (tmp_path / "run.pt").stat().st_size > 0
 
 
+def test_the_page_on_engines_runs_as_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "engines.md").read_text(encoding="utf-8")
+    (block,) = blocks(page, "python")
+    exec(compile(block, "engines.md", "exec"), prepared())
+    said = "on: draws by the scores of the inline engine, all of them seen, "
+    assert capsys.readouterr().out.startswith(said)
+    assert '"name": "curve", "set": "train"' in (tmp_path / "runs/engine/metrics.jsonl").read_text()
+
+
 def test_every_block_of_your_own_loop_runs_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     """As one of one process; two of them are in `test_citizen_ranks.py`."""
     with socket.socket() as free:

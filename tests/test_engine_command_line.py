@@ -49,7 +49,9 @@ def test_status_reads_a_run_at_any_moment(
     assert ": finished; step " in said[0]
     assert said[1] == "engine: inline, 1 workers, 0 lost, 0 restarts"
     assert "100 % of the examples usable" in said[2]
-    assert "steps in the median" in said[3]
+    assert "in the median" in said[3]
+    assert said[4].startswith("parameters: published ")
+    assert said[5].startswith("variance: ")
     lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "metrics.jsonl").write_text("".join(lines[:1]))
     early = describe(tmp_path)
@@ -106,6 +108,14 @@ def test_blocks_follow_the_size_of_the_data(examples: int, block: int) -> None:
     assert make_engine(None, examples=examples) is None
 
 
+def test_only_workers_beside_the_training_evaluate() -> None:
+    asked = {"evaluate": {"train": None, "test": None}, "error": abs}
+    for name, expected in (("inline", {}), ("local", asked["evaluate"])):
+        engine = make_engine(name, examples=100, **asked)
+        assert engine is not None
+        assert engine.options.evaluate == expected
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["local", "ray"])
 def test_digits_with_workers(engine: str, tmp_path: Path) -> None:
@@ -117,3 +127,9 @@ def test_digits_with_workers(engine: str, tmp_path: Path) -> None:
     summary = json.loads((out / "summary.json").read_text())
     assert summary["engine"]["kind"] == engine
     assert summary["test_error"] < 0.1
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    curves = [line for line in lines if line.get("name") == "curve"]
+    assert {line["set"] for line in curves} == {"train", "test"}
+    assert min(line["loss"] for line in curves) < curves[0]["loss"]
+    assert all(0 <= line["error"] <= 1 for line in curves)
+    assert {line["examples"] for line in curves} == {1442, 355}

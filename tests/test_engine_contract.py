@@ -27,7 +27,10 @@ from engines import (
     swapped,
 )
 from gradsift import UsageError, engines
+from gradsift.engine.curves import Curves
+from gradsift.engine.evaluate import SLICES
 from gradsift.engine.interface import AbstractEngine, Scored, blocks_of
+from gradsift.engine.outbox import bytes_of
 from gradsift.errors import DataError
 from gradsift.scores.gradient_loop import gradient_norms
 
@@ -191,6 +194,40 @@ def test_a_block_that_fails_is_tried_three_times_and_named(
     assert number not in {scored.block.number for scored in gather(engine, expected, 20)}
 
 
+def test_slices_are_evaluated_whole_and_with_one_version(engine: AbstractEngine) -> None:
+    """Twin: the mean over the examples of a slice, by hand."""
+    slices = Curves(["train", "few"], first=100).slices
+    version = next(VERSIONS)
+    publish(engine, version)
+    engine.request(slices)
+    found = gather(engine, len(slices))
+    assert sorted(scored.block for scored in found) == sorted(slices)
+    for scored in found:
+        place, length = scored.block.start, N if scored.block.name == "train" else 5
+        ids = list(range(place, length, SLICES))
+        loss = sum(k * version for k in ids) / max(len(ids), 1)
+        error = sum(k % 3 == 1 for k in ids) / max(len(ids), 1)
+        assert scored.version == version
+        assert scored.scores.tolist() == pytest.approx([loss, error, len(ids)], rel=1e-6)
+
+
+def test_what_was_published_is_told_and_what_did_not_change_is_not_sent_again(
+    engine: AbstractEngine,
+) -> None:
+    whole = bytes_of(Commanded().state_dict())
+    version = next(VERSIONS)
+    for _ in range(2):
+        publish(engine, version)
+    before = engine.state
+    publish(engine, version)
+    after = engine.state
+    assert after.published == before.published + 1
+    least, most = {"inline": (whole, whole), "local": (0, 0), "ray": (0, whole)}[engine.kind]
+    assert least <= after.sent - before.sent <= most
+    publish(engine, next(VERSIONS))
+    assert 4 * 4096 <= engine.state.sent - after.sent <= whole
+
+
 def run_exactly(engine: AbstractEngine) -> tuple[list[Tensor], dict[str, Tensor]]:
     """Trains in exact mode: ids and weights of every batch, and the parameters at the end."""
     network = model(3)
@@ -249,3 +286,7 @@ def test_options_are_checked(kind: str) -> None:
         getattr(engines, kind)(mode="strict")
     with pytest.raises(UsageError, match="order 'random' is unknown"):
         getattr(engines, kind)(order="random")
+    with pytest.raises(UsageError, match="precision 'int8' is unknown: use one of float32, bfl"):
+        getattr(engines, kind)(precision="int8")
+    with pytest.raises(UsageError, match="received with mode 'exact', which compares to the bit"):
+        getattr(engines, kind)(precision="bfloat16", mode="exact")

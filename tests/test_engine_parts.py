@@ -19,7 +19,7 @@ from gradsift.engine.interface import Block, blocks_of
 from gradsift.engine.ledger import TRIES, Lease, Ledger, back_off
 from gradsift.engine.opening import open_examples
 from gradsift.engine.snapshot import Reader, Writer, make_board
-from gradsift.engine.sweep import RARELY, Sweep
+from gradsift.engine.sweep import OFTEN, RARELY, Sweep
 from gradsift.engine.task import plain_module
 from gradsift.engine.wire import FAILED, Record, read_text, write_text
 
@@ -199,27 +199,46 @@ def test_round_robin_visits_all_before_any_again(examples: int, size: int, ask: 
     assert [i for block in sweep.blocks for i in block.ids.tolist()] == list(range(examples))
 
 
-def slow_rates(movement: list[float], draws: list[float]) -> list[float]:
-    """The formula of `Sweep`, block by block."""
-    count = len(movement)
-    mean_movement, mean_draws = sum(movement) / count, sum(draws) / count
-    roots = [
-        (m / mean_movement * d / mean_draws) ** 0.5 for m, d in zip(movement, draws, strict=True)
-    ]
-    level = sum(roots) / count
-    return [max(root / level, RARELY) for root in roots]
+def slow_rates(costs: list[float]) -> list[float]:
+    """The formula of `Sweep`, block by block; a block without a cost counts as the mean of others."""
+    known = [cost for cost in costs if not np.isnan(cost)]
+    filled = [sum(known) / len(known) if np.isnan(cost) else cost for cost in costs]
+    roots = [cost**0.5 for cost in filled]
+    return [min(max(root / (sum(roots) / len(roots)), RARELY), OFTEN) for root in roots]
 
 
-def test_adaptive_rates_are_the_formula_and_are_kept() -> None:
-    sweep = Sweep(40, 10, "adaptive")
-    movement, draws = [0.1, 0.4, 0.0, 0.9], [10, 10, 5, 15]
-    for block, moved in zip(sweep.blocks, movement, strict=True):
+@given(
+    st.lists(st.floats(0, 100), min_size=1, max_size=12).filter(any),
+    st.integers(0, 12),
+    st.integers(1, 9),
+)
+def test_adaptive_rates_are_the_formula(costs: list[float], unknown: int, steps: int) -> None:
+    """A cost counts per step of age; the first is taken whole, later ones by half.
+
+    Scores that are not newer than those from before tell nothing about ageing.
+    """
+    sweep = Sweep(10 * len(costs), 10, "adaptive")
+    expected = list(costs)
+    for block, cost in zip(sweep.blocks, costs, strict=True):
+        if block.number == unknown and any(costs[:unknown] + costs[unknown + 1 :]):
+            expected[unknown] = float("nan")
+            continue
         sweep.came(block, 4, 0.0, None)
-        sweep.came(block, 5, 0.0, moved)
-    ids = np.concatenate([np.full(n, 10 * k) for k, n in enumerate(draws)])
-    sweep.drew(ids)
-    expected = slow_rates(movement, [float(n) for n in draws])
-    np.testing.assert_allclose(sweep.rates, expected, rtol=1e-12)
+        sweep.came(block, 4 + steps, 0.0, steps * (cost / 2))
+        sweep.came(block, 4 + 2 * steps, 0.0, steps * (cost * 1.5))
+        sweep.came(block, 4 + 2 * steps, 0.0, 0.0)
+        sweep.came(block, 5, 0.0, 1e9)
+    np.testing.assert_allclose(sweep.rates, slow_rates(expected), rtol=1e-9)
+    again = Sweep(10 * len(costs), 10, "adaptive")
+    again.load_state_dict(sweep.state_dict())
+    assert again.rates.tolist() == sweep.rates.tolist()
+
+
+def test_adaptive_rates_are_kept() -> None:
+    sweep = Sweep(40, 10, "adaptive")
+    for block, cost in zip(sweep.blocks, [0.1, 0.4, 0.0, 0.9], strict=True):
+        sweep.came(block, 4, 0.0, None)
+        sweep.came(block, 5, 0.0, cost)
     visits = Counter(sweep.next(1, ())[0].number for _ in range(4000))
     shares = np.array([visits[k] for k in range(4)]) / 4000
     np.testing.assert_allclose(shares, sweep.rates / sweep.rates.sum(), atol=0.05)
@@ -228,7 +247,7 @@ def test_adaptive_rates_are_the_formula_and_are_kept() -> None:
 
 def test_a_sweep_leaves_out_what_is_set_aside_and_knows_what_is_old() -> None:
     sweep = Sweep(8, 2)
-    assert [block.number for block in sweep.next(9, {1})] == [0, 2, 3]
+    assert [block.number for block in sweep.next(9, {1, 4, 900})] == [0, 2, 3]
     assert not sweep.older(100, 100.0).any()
     sweep.came(sweep.blocks[0], 5, 1.0, None)
     sweep.came(sweep.blocks[2], 9, 2.0, None)

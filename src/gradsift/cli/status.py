@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from gradsift.errors import DataError
+from gradsift.report.numbers import quantity, seconds
 from gradsift.report.summary import FILE
 
 METRICS = "metrics.jsonl"
@@ -26,13 +27,14 @@ def describe(run: Path) -> list[str]:
     Raises:
         DataError: when the folder holds no measurements.
     """
-    last, engine, notices = _read(run / METRICS)
+    last, engine, curves, notices = _read(run / METRICS)
     state = "finished" if (run / FILE).exists() else "running, or stopped before its end"
     said = [f"{run}: {state}; step {last['step']}, {last['seconds']:.1f} s"]
     if engine is None:
         said.append("engine: none")
     else:
         said += _engine_lines(engine)
+    said += [_curve_in_words(point) for point in curves.values()]
     return said + [f"said: {text}" for text in notices]
 
 
@@ -46,16 +48,38 @@ def _engine_lines(status: dict[str, Any]) -> list[str]:
     ]
     if status["age"] is not None:
         lines.append(
-            f"age: {status['age']:.0f} steps in the median, {status['oldest']} at most; the "
-            f"newest are {status['behind']} versions behind"
+            f"age: {status['age']:.0f} steps or {seconds(status['seconds_old'])} in the median, "
+            f"{status['oldest']} steps at most; the newest are {status['behind']} steps behind"
+        )
+    if status["published"]:
+        size = status["sent"] / status["published"] / 2**20
+        lines.append(
+            f"parameters: published {status['published']} times, {size:.3g} MiB each in the mean"
+        )
+    if status["recovered"] is not None:
+        lines.append(
+            f"variance: {100 * status['recovered']:.0f} % of the possible gain recovered, ratio "
+            f"{status['variance_ratio']:.2f} of {status['ideal_ratio']:.2f}"
         )
     if aside:
         lines.append(f"set aside: blocks {', '.join(map(str, aside))}")
     return lines
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any] | None, list[str]]:
+def _curve_in_words(point: dict[str, Any]) -> str:
+    loss = "not finite" if point["loss"] is None else quantity(point["loss"])
+    error = "" if point["error"] is None else f", error {quantity(point['error'])}"
+    return (
+        f"{point['set']}: loss {loss}{error}, measured by workers with the parameters of step "
+        f"{point['version']}"
+    )
+
+
+def _read(
+    path: Path,
+) -> tuple[dict[str, Any], dict[str, Any] | None, dict[str, dict[str, Any]], list[str]]:
     last: dict[str, Any] = {}
+    curves: dict[str, dict[str, Any]] = {}
     engine: dict[str, Any] | None = None
     notices: list[str] = []
     try:
@@ -63,6 +87,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any] | None, list[str]]
             last = json.loads(text)
             if last.get("name") == "engine":
                 engine = last
+            elif last.get("name") == "curve":
+                curves[last["set"]] = last
             elif last["kind"] == "event" and "name" not in last:
                 notices.append(last["text"])
     except (OSError, ValueError, KeyError) as error:
@@ -71,4 +97,4 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any] | None, list[str]]
         ) from error
     if not last:
         raise DataError(f"{str(path)!r} holds no measurement yet: the run has only begun")
-    return last, engine, notices
+    return last, engine, curves, notices

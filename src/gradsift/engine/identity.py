@@ -19,7 +19,7 @@ from gradsift.errors import DataError
 SAMPLE = 32
 """Examples that are compared, at most: two orders of ten classes agree by chance once in 10^32."""
 
-_STEP = 0x9E3779B97F4A7C15
+GOLDEN = 0x9E3779B97F4A7C15
 """Multiples of the golden ratio spread evenly over any range."""
 
 
@@ -48,7 +48,7 @@ def sampled_ids(length: int) -> list[int]:
     """
     if length <= SAMPLE:
         return list(range(length))
-    spread = {(k * _STEP % 2**64) * length >> 64 for k in range(1, SAMPLE - 1)}
+    spread = {(k * GOLDEN % 2**64) * length >> 64 for k in range(1, SAMPLE - 1)}
     return sorted({0, length - 1, *spread})
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from gradsift.engine.interface import AbstractEngine, Block, EngineState, Options, Scored
-from gradsift.engine.ledger import Ledger
+from gradsift.engine.ledger import Ledger, Sent
+from gradsift.engine.outbox import bytes_of, encoded
 from gradsift.engine.task import Examiner, Task
 from gradsift.errors import UsageError
 
@@ -43,6 +44,7 @@ class InlineEngine(AbstractEngine):
         self._rate = rate
         self._delay = delay
         self._ledger = Ledger()
+        self._sent = Sent()
         self._examiner: Examiner | None = None
         self._pending: tuple[Mapping[str, Tensor], int] | None = None
         self._ready: deque[tuple[int, Scored]] = deque()
@@ -57,8 +59,10 @@ class InlineEngine(AbstractEngine):
 
     def publish(self, parameters: Mapping[str, Tensor], version: int) -> None:
         """Copies them at once."""
-        copies = {name: value.detach().clone() for name, value in parameters.items()}
+        precision = self.options.precision
+        copies = {name: encoded(value, precision).clone() for name, value in parameters.items()}
         self._pending = (copies, version)
+        self._sent.add(bytes_of(copies))
 
     def request(self, blocks: Sequence[Block]) -> None:
         """Queues them for `collect`."""
@@ -89,7 +93,8 @@ class InlineEngine(AbstractEngine):
     @property
     def state(self) -> EngineState:
         """One worker, which cannot be lost, while it is started."""
-        return self._ledger.state(self.kind, workers=int(self._examiner is not None))
+        workers = int(self._examiner is not None)
+        return self._ledger.state(self.kind, workers=workers, published=self._sent)
 
     def news(self) -> list[str]:
         """Blocks that failed."""
@@ -108,7 +113,8 @@ class InlineEngine(AbstractEngine):
             self._pending = None
         start = perf_counter()
         try:
-            scores = examiner.score(lease.block.start, lease.block.stop)
+            block = lease.block
+            scores = examiner.answer(block.start, block.stop, block.part)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # noqa: BLE001 - one bad block stops no training

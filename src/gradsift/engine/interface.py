@@ -7,13 +7,15 @@ may be late, lost or out of order; every engine passes the same contract suite.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from gradsift.engine.evaluate import NUMBERS, ErrorFunction
+from gradsift.engine.outbox import Precision
 from gradsift.engine.task import Task
 from gradsift.errors import UsageError
 
@@ -23,32 +25,45 @@ Order = Literal["round-robin", "adaptive"]
 
 @dataclass(frozen=True, order=True)
 class Block:
-    """Successive example ids, scored together.
+    """Successive example ids, scored together; or a slice of a data set that is evaluated.
 
     Attributes:
-        number: of the block.
-        start: its first id.
+        number: of the block, different for all blocks and slices of a run.
+        start: its first id; of a slice its place among the slices.
         stop: the id after its last.
+        part: 0 to be scored; k for a slice of the k-th data set that is evaluated.
+        name: of that data set.
 
     Example:
         >>> Block(1, 4, 7).ids.tolist(), str(Block(1, 4, 7))
         ([4, 5, 6], 'block 1 (examples 4 to 6)')
+        >>> str(Block(9, 2, 3, part=1, name="test"))
+        "slice 2 of 'test'"
     """
 
     number: int
     start: int
     stop: int
+    part: int = 0
+    name: str = ""
 
     def __len__(self) -> int:
         return self.stop - self.start
 
     def __str__(self) -> str:
+        if self.part:
+            return f"slice {self.start} of {self.name!r}"
         return f"block {self.number} (examples {self.start} to {self.stop - 1})"
 
     @property
     def ids(self) -> Int64[Tensor, " n"]:
         """The ids of its examples."""
         return torch.arange(self.start, self.stop)
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers come back for it."""
+        return NUMBERS if self.part else len(self)
 
 
 def blocks_of(examples: int, size: int) -> tuple[Block, ...]:
@@ -71,7 +86,8 @@ class Scored:
     Attributes:
         block: which one.
         scores: float32 on the CPU, one per example in the order of the ids. What is not finite
-            came so from the score; none is negative.
+            came so from the score; none is negative. Of a slice: its mean loss, its mean error,
+            which is nan where no error is measured, and its number of examples.
         version: how many training steps the parameters had taken that *all* of them were
             measured with.
         seconds: that measuring took, by the worker's clock.
@@ -92,8 +108,11 @@ class EngineState:
         workers: that are able to score now.
         workers_lost: that ended, hung or vanished without being asked to.
         restarts: how many were started again in their place.
-        delivered: blocks that came back so far.
+        delivered: blocks and slices that came back so far.
         set_aside: numbers of blocks that failed too often and are not scored any more.
+        published: whole sets of parameters that were sent so far.
+        sent: bytes that this took; a tensor that had not changed took none. On a cluster each
+            node that has actors gets as many.
     """
 
     kind: str
@@ -102,6 +121,8 @@ class EngineState:
     restarts: int
     delivered: int
     set_aside: tuple[int, ...]
+    published: int = 0
+    sent: int = 0
 
     def listed(self) -> dict[str, int | str]:
         """What a summary says about it.
@@ -130,11 +151,18 @@ class Options:
         every: training steps between two publications of the parameters; None follows the recipe.
         mode: "relaxed" never waits. "exact" waits after every publication until the whole data
             set was scored with it: for checks.
-        order: in which blocks are scored: "round-robin", or "adaptive", where those whose scores
-            move fast, and that are drawn often, come up to four times as often.
+        order: in which blocks are scored: "round-robin", or "adaptive", where those whose old
+            scores cost most come up to four times as often.
+        evaluate: data sets whose mean loss workers measure between two blocks, by name. Each is
+            opened like ``dataset``; None takes the part of that name, "train" or "test", of what
+            ``dataset`` opens.
+        error: ``error(outputs, targets)``, one per example, measured with the loss of those.
+        precision: of published parameters. "float32" sends them as they are; "bfloat16" rounds
+            float32 tensors of two or more dimensions, which halves the bytes.
 
     Raises:
-        UsageError: for a block or a number of steps below 1, an unknown mode or order.
+        UsageError: for a block or a number of steps below 1; an unknown mode, order or precision;
+            rounded parameters in exact mode.
     """
 
     dataset: Any = None
@@ -143,6 +171,9 @@ class Options:
     every: int | None = None
     mode: str = "relaxed"
     order: str = "round-robin"
+    evaluate: Mapping[str, Any] = field(default_factory=dict)
+    error: ErrorFunction | None = None
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         if self.block < 1 or (self.every is not None and self.every < 1):
@@ -150,11 +181,21 @@ class Options:
                 f"an engine received blocks of {self.block} examples and a publication every "
                 f"{self.every} steps, expected at least one of each"
             )
-        for name, value, known in (("mode", self.mode, Mode), ("order", self.order, Order)):
+        words = (
+            ("mode", self.mode, Mode),
+            ("order", self.order, Order),
+            ("precision", self.precision, Precision),
+        )
+        for name, value, known in words:
             if value not in get_args(known):
                 raise UsageError(
                     f"engine {name} {value!r} is unknown: use one of {', '.join(get_args(known))}"
                 )
+        if self.mode == "exact" and self.precision != "float32":
+            raise UsageError(
+                f"engine precision {self.precision!r} received with mode 'exact', which compares "
+                "to the bit: leave the precision out"
+            )
 
 
 class AbstractEngine(ABC):
@@ -168,7 +209,8 @@ class AbstractEngine(ABC):
     request it is, is the engine's choice; it takes the newest that it has.
 
     **Lateness.** `publish`, `request` and ``collect()`` never wait for a worker. A result may come
-    any number of steps after its request, or never.
+    any number of steps after its request, or never. Parameters on a CUDA device leave it beside
+    the training, and are sent by the first call of any of the three that finds them in memory.
 
     **Loss.** A request ends in at most one result, whatever dies, hangs or comes back late. What a
     lost worker had is given to another. A block that fails three times is set aside and named

@@ -17,6 +17,24 @@ LONGEST = 60.0
 """Seconds between restarts, at most."""
 
 
+@dataclass
+class Sent:
+    """What was published.
+
+    Attributes:
+        sets: of parameters.
+        size: bytes of all of them together, without what had not changed.
+    """
+
+    sets: int = 0
+    size: int = 0
+
+    def add(self, size: int) -> None:
+        """One more set."""
+        self.sets += 1
+        self.size += size
+
+
 @dataclass(frozen=True)
 class Lease:
     """One try at one block.
@@ -70,7 +88,9 @@ class Ledger:
         told, self.news = self.news, []
         return told
 
-    def state(self, kind: str, *, workers: int, lost: int = 0, restarts: int = 0) -> EngineState:
+    def state(
+        self, kind: str, *, workers: int, lost: int = 0, restarts: int = 0, published: Sent
+    ) -> EngineState:
         """What an engine of a kind says of itself.
 
         Args:
@@ -78,6 +98,7 @@ class Ledger:
             workers: that are ready.
             lost: workers so far.
             restarts: so far.
+            published: what was sent so far.
         """
         return EngineState(
             kind=kind,
@@ -86,6 +107,8 @@ class Ledger:
             restarts=restarts,
             delivered=self.delivered,
             set_aside=tuple(sorted(self.set_aside)),
+            published=published.sets,
+            sent=published.size,
         )
 
     @property
@@ -143,9 +166,9 @@ class Ledger:
             return
         self.set_aside.add(block.number)
         self._under_way.discard(block.number)
+        left = "its curve goes on without it" if block.part else "its examples count as unseen"
         self.news.append(
-            f"{block} failed {failures} times and is not scored any more; its examples count as "
-            f"unseen: {reason}"
+            f"{block} failed {failures} times and is not scored any more; {left}: {reason}"
         )
 
     def lost(self, worker: int, busy_with: int | None, reason: str) -> None:

@@ -8,7 +8,8 @@ from typing import ClassVar, final
 from torch import Tensor
 
 from gradsift.engine.interface import AbstractEngine, Block, EngineState, Options, Scored
-from gradsift.engine.ledger import Ledger
+from gradsift.engine.ledger import Ledger, Sent
+from gradsift.engine.outbox import Outbox, encoded
 from gradsift.engine.packing import pack
 from gradsift.engine.seat import FIRST_DEPTH, Seat
 from gradsift.engine.snapshot import Board, Writer, make_board
@@ -55,19 +56,23 @@ class LocalEngine(AbstractEngine):
         self.options = options
         self.seats = [Seat(number, options.block) for number in range(scorers)]
         self._ledger = Ledger()
+        self._outbox = Outbox(options.precision)
+        self._sent = Sent()
         self._patience = patience
         self._starting = starting
         self._packed: bytes | None = None
         self._board: Board | None = None
         self._writer: Writer | None = None
-        self._published = False
         self._lost = 0
         self._restarts = 0
 
     def start(self, task: Task) -> None:
         """Starts all workers, and waits for the first that is ready."""
         self._packed = pack(task)
-        self._board = make_board(task.model.state_dict())
+        precision, parameters = self.options.precision, task.model.state_dict()
+        self._board = make_board(
+            {name: encoded(value, precision) for name, value in parameters.items()}
+        )
         self._writer = Writer(self._board)
         now = time.monotonic()
         for seat in self.seats:
@@ -84,14 +89,15 @@ class LocalEngine(AbstractEngine):
                 )
 
     def publish(self, parameters: Mapping[str, Tensor], version: int) -> None:
-        """Copies them into shared memory."""
+        """Copies what has changed into shared memory."""
         if self._writer is not None:
-            self._writer.write(parameters, version)
-            self._published = True
+            self._outbox.put(parameters, version)
+            self._send()
 
     def request(self, blocks: Sequence[Block]) -> None:
         """Queues blocks, and hands them out as far as workers have room."""
         self._ledger.ask(blocks)
+        self._send()
         self._hand_out()
 
     def collect(self, wait: float = 0.0) -> list[Scored]:
@@ -128,14 +134,23 @@ class LocalEngine(AbstractEngine):
         """Workers that are ready, and what has happened to others."""
         ready = sum(seat.ready for seat in self.seats)
         return self._ledger.state(
-            self.kind, workers=ready, lost=self._lost, restarts=self._restarts
+            self.kind,
+            workers=ready,
+            lost=self._lost,
+            restarts=self._restarts,
+            published=self._sent,
         )
 
     def news(self) -> list[str]:
         """Losses, failures, remarks."""
         return self._ledger.told()
 
+    def _send(self) -> None:
+        if self._writer is not None and (found := self._outbox.take()) is not None:
+            self._sent.add(self._writer.write(*found))
+
     def _look(self) -> list[Scored]:
+        self._send()
         now = time.monotonic()
         found: list[Scored] = []
         for seat in self.seats:
@@ -181,7 +196,7 @@ class LocalEngine(AbstractEngine):
         if block is None:
             return None
         seat.losses = 0
-        scores = seat.lanes[record.lane, : len(block)].clone()
+        scores = seat.lanes[record.lane, : block.numbers].clone()
         return Scored(block, scores, record.version, record.seconds)
 
     def _lose(self, seat: Seat, how: str, now: float) -> None:
@@ -194,7 +209,7 @@ class LocalEngine(AbstractEngine):
         self._ledger.lost(seat.number, busy_with, reason)
 
     def _hand_out(self) -> None:
-        if not self._published:
+        if not self._sent.sets:
             return
         now = time.monotonic()
         for seat in self.seats:

@@ -73,10 +73,11 @@ class _Desk:
         lane, examiner = lease.lane, self.examiner
         try:
             newest = self.reader.newest
-            if newest != self.loaded and (found := self.reader.read()) is not None:
-                examiner.load(*found)
+            if newest != self.loaded and (published := self.reader.read()):
+                examiner.load(*published)
                 self.loaded = newest
-            self.lanes[lane, : lease.stop - lease.start] = examiner.score(lease.start, lease.stop)
+            found = examiner.answer(lease.start, lease.stop, part=lease.kind)
+            self.lanes[lane, : len(found)] = found
         except Exception as error:  # noqa: BLE001 - one bad block ends no worker
             length = write_text(self.lanes, lane, f"{type(error).__name__}: {error}")
             return Record(FAILED, lease.ticket, lane, start=length)

@@ -2,7 +2,7 @@
 
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,9 @@ from gradsift.errors import DataError, UsageError
 
 NAMED = "gradsift.data.named"
 """Knows the other words; imported when one is used, because it needs packages of an extra."""
+
+TRAIN, TEST = "train", "test"
+"""The parts of a `Problem` and of a pair of data sets."""
 
 Opening = Any
 """``"module:callable"`` or another word after ``--data``, a callable, or the data set itself."""
@@ -36,21 +39,68 @@ def open_examples(opening: Opening) -> Any:
         Traceback (most recent call last):
         gradsift.errors.DataError: the engine's data set is a int, expected a map-style ...
     """
+    return open_sets(opening)[TRAIN]
+
+
+def open_sets(opening: Opening) -> dict[str, Any]:
+    """All data sets that an opening stands for: "train", and "test" where there are two.
+
+    Args:
+        opening: as for `open_examples`.
+
+    Raises:
+        UsageError: likewise.
+        DataError: likewise.
+
+    Example:
+        >>> {name: len(data) for name, data in open_sets("digits").items()}
+        {'train': 1442, 'test': 355}
+    """
     found = opening
     if isinstance(opening, str):
         found = _by_name(opening)
     elif callable(opening):
         found = opening()
     if isinstance(found, Problem):
-        found = found.train
-    elif isinstance(found, tuple) and len(found) == 2:
-        found = found[0]
-    if not (hasattr(found, "__len__") and hasattr(found, "__getitem__")):
-        raise DataError(
-            f"the engine's data set is a {type(found).__name__}, expected a map-style data set: "
-            "one with a length and an index"
+        found = (found.train, found.test)
+    pair = isinstance(found, tuple) and len(found) == 2
+    opened = dict(zip((TRAIN, TEST), found if pair else (found,), strict=False))
+    for data in opened.values():
+        if not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
+            raise DataError(
+                f"the engine's data set is a {type(data).__name__}, expected a map-style data "
+                "set: one with a length and an index"
+            )
+    return opened
+
+
+def find_set(opened: Mapping[str, Any], name: str, opening: Opening) -> Any:
+    """The data set that is evaluated under a name.
+
+    Args:
+        opened: the parts of what is scored.
+        name: of the data set.
+        opening: of its own; None takes the part of that name.
+
+    Raises:
+        UsageError: where there is no part of that name.
+
+    Example:
+        >>> find_set({"train": [1, 2]}, "validation", [5, 6])
+        [5, 6]
+        >>> find_set({"train": [1, 2]}, "test", None)
+        Traceback (most recent call last):
+        gradsift.errors.UsageError: an engine is to evaluate 'test', and the data set has train ...
+    """
+    parts = opened if opening is None else open_sets(opening)
+    if opening is not None and len(parts) == 1:
+        return parts[TRAIN]
+    if name not in parts:
+        raise UsageError(
+            f"an engine is to evaluate {name!r}, and the data set has {' and '.join(parts)} only: "
+            "say how to open it, as in evaluate={'validation': 'module:callable'}"
         )
-    return found
+    return parts[name]
 
 
 def _by_name(word: str) -> Any:

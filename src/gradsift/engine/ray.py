@@ -14,7 +14,8 @@ from typing import Any, ClassVar, final
 from torch import Tensor
 
 from gradsift.engine.interface import AbstractEngine, Block, EngineState, Options, Scored
-from gradsift.engine.ledger import Lease, Ledger, back_off
+from gradsift.engine.ledger import Lease, Ledger, Sent, back_off
+from gradsift.engine.outbox import Changes, Outbox, bytes_of
 from gradsift.engine.packing import pack
 from gradsift.engine.ray_cluster import Scorer, connect, ray, reason_of
 from gradsift.errors import UsageError
@@ -48,8 +49,8 @@ class RayEngine(AbstractEngine):
     On a cluster of our own, actors ask for no CPU: those beyond the cores would wait for ever. On a
     joined one each asks for a CPU, or a GPU where ``options.device`` is one, spread over nodes.
 
-    Bytes over the wire: parameters once per node and publication, 4 bytes per score, and about a
-    kilobyte for each call.
+    Bytes over the wire: the parameters that have changed since the first publication, once per node
+    and publication; 4 bytes per score; about a kilobyte for each call.
 
     Args:
         options: as for any engine.
@@ -82,7 +83,11 @@ class RayEngine(AbstractEngine):
         self._ledger = Ledger()
         self._ours = False
         self._packed: bytes | None = None
-        self._parameters: Any = None
+        self._outbox = Outbox(options.precision)
+        self._changes = Changes()
+        self._sent = Sent()
+        self._first: Any = None
+        self._moved: Any = None
         self._version = -1
         self._lost = 0
         self._restarts = 0
@@ -102,13 +107,13 @@ class RayEngine(AbstractEngine):
 
     def publish(self, parameters: Mapping[str, Tensor], version: int) -> None:
         """Puts a copy into the object store; actors get it with their next block."""
-        copies = {name: value.detach().cpu().clone() for name, value in parameters.items()}
-        self._parameters = ray.put(copies)
-        self._version = version
+        self._outbox.put(parameters, version)
+        self._send()
 
     def request(self, blocks: Sequence[Block]) -> None:
         """Queues blocks, and hands them out as far as actors have room."""
         self._ledger.ask(blocks)
+        self._send()
         self._hand_out(time.monotonic())
 
     def collect(self, wait: float = 0.0) -> list[Scored]:
@@ -126,7 +131,7 @@ class RayEngine(AbstractEngine):
             if post.actor is not None and connected:
                 ray.kill(post.actor)
             post.actor = post.waking = None
-        self._parameters = None
+        self._first = self._moved = None
         if self._ours and connected:
             ray.shutdown()
         self._ours = False
@@ -143,12 +148,26 @@ class RayEngine(AbstractEngine):
         """Actors that are ready, and what has happened to others."""
         ready = sum(post.ready for post in self._posts)
         return self._ledger.state(
-            self.kind, workers=ready, lost=self._lost, restarts=self._restarts
+            self.kind,
+            workers=ready,
+            lost=self._lost,
+            restarts=self._restarts,
+            published=self._sent,
         )
 
     def news(self) -> list[str]:
         """Losses, failures, remarks."""
         return self._ledger.told()
+
+    def _send(self) -> None:
+        if (found := self._outbox.take()) is None:
+            return
+        values, self._version = found
+        first, moved = self._changes.split(values)
+        if first is not None:
+            self._first = ray.put(first)
+        self._moved = ray.put(moved)
+        self._sent.add(bytes_of(first or moved))
 
     def _hire(self, post: _Post, now: float) -> None:
         needs: dict[str, Any] = {"num_cpus": 0} if self._ours else {"num_cpus": 1}
@@ -189,6 +208,7 @@ class RayEngine(AbstractEngine):
         return None
 
     def _look(self, wait: float) -> list[Scored]:
+        self._send()
         now = time.monotonic()
         refs = [ref for post in self._posts for ref in post.calls]
         if refs:
@@ -251,7 +271,7 @@ class RayEngine(AbstractEngine):
         self._ledger.lost(post.number, ticket, reason)
 
     def _hand_out(self, now: float) -> None:
-        if self._parameters is None:
+        if self._moved is None:
             return
         for post in self._posts:
             while post.ready and len(post.calls) < DEPTH:
@@ -259,7 +279,6 @@ class RayEngine(AbstractEngine):
                 if lease is None:
                     return
                 block = lease.block
-                ref = post.actor.score.remote(
-                    self._parameters, self._version, block.start, block.stop
-                )
+                place = (block.start, block.stop, block.part)
+                ref = post.actor.answer.remote(self._first, self._moved, self._version, *place)
                 post.calls[ref] = (lease, self._version, now)

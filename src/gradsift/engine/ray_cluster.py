@@ -39,15 +39,30 @@ class Scorer:
         """What should be said about the data."""
         return self._examiner.notice
 
-    def score(
-        self, parameters: Mapping[str, Tensor], version: int, start: int, stop: int
+    def answer(
+        self,
+        first: Mapping[str, Tensor],
+        moved: Mapping[str, Tensor],
+        version: int,
+        start: int,
+        stop: int,
+        part: int,
     ) -> tuple[Tensor, float]:
-        """Scores one block with one whole set of parameters, which came with the call."""
+        """Scores one block, or evaluates a slice, with parameters that came with the call.
+
+        Args:
+            first: the set that was published first.
+            moved: what is put over it to make a whole set.
+            version: of that.
+            start: as of the `Block`, like the others.
+            stop: likewise.
+            part: likewise.
+        """
         before = time.perf_counter()
         if version != self._examiner.version:
             # Ray's store is read-only memory; loading copies out of it.
-            self._examiner.load(parameters, version)
-        scores = self._examiner.score(start, stop)
+            self._examiner.load({**first, **moved}, version)
+        scores = self._examiner.answer(start, stop, part)
         return scores, time.perf_counter() - before
 
 

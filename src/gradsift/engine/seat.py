@@ -116,7 +116,7 @@ class Seat:
         lane = self._free.pop()
         self._taken[lease.ticket] = lane
         block = lease.block
-        record = Record(0, lease.ticket, lane, start=block.start, stop=block.stop)
+        record = Record(block.part, lease.ticket, lane, start=block.start, stop=block.stop)
         try:
             send(self._leases, record)
         except OSError:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gradsift.engine.outbox import bytes_of, same_bits
 from gradsift.errors import UsageError
 
 SLOTS = 2
@@ -87,9 +88,13 @@ def _views(board: Board, slot: int) -> dict[str, Tensor]:
 class Writer:
     """Writes whole sets to a board. There is one writer.
 
+    A slot still holds the set before the last one, so what has not changed since is not written
+    again: frozen tensors are copied into each slot once.
+
     Example:
         >>> board = make_board({"weight": torch.zeros(2)})
         >>> Writer(board).write({"weight": torch.ones(2)}, version=7)
+        8
         >>> Reader(board).read()
         ({'weight': tensor([1., 1.])}, 7)
     """
@@ -97,24 +102,40 @@ class Writer:
     def __init__(self, board: Board) -> None:
         self._header = board.header.numpy()
         self._views = [_views(board, slot) for slot in range(SLOTS)]
+        newest = int(self._header[NEWEST])
+        self._changed = {entry.name: newest for entry in board.entries}
 
-    def write(self, parameters: Mapping[str, Tensor], version: int) -> None:
+    def write(self, parameters: Mapping[str, Tensor], version: int) -> int:
         """Copies one set into the slot that is not the newest, then makes it the newest.
+
+        Returns:
+            The bytes that were written.
 
         Raises:
             UsageError: before anything is written, for other names, shapes or types than the
                 board was made for.
         """
-        slot = (int(self._header[NEWEST]) + 1) % SLOTS
+        number = int(self._header[NEWEST]) + 1
+        slot = number % SLOTS
         views = self._views[slot]
         _check(views, parameters)
+        stale = self._stale(parameters, number)
         self._header[SEQUENCE + slot] += 1
         self._header[VERSION + slot] = version
         with torch.no_grad():
-            for name, view in views.items():
-                view.copy_(parameters[name])
+            for name in stale:
+                views[name].copy_(parameters[name])
         self._header[SEQUENCE + slot] += 1
-        self._header[NEWEST] += 1
+        self._header[NEWEST] = number
+        return bytes_of({name: views[name] for name in stale})
+
+    def _stale(self, parameters: Mapping[str, Tensor], number: int) -> list[str]:
+        """Names of what has changed since the slot of this write was written."""
+        newest = self._views[(number - 1) % SLOTS]
+        for name, value in parameters.items():
+            if number == 1 or not same_bits(newest[name], value):
+                self._changed[name] = number
+        return [name for name, changed in self._changed.items() if changed > number - SLOTS]
 
 
 class Reader:

@@ -10,13 +10,13 @@ from jaxtyping import Bool, Float64, Int64
 from gradsift.engine.interface import Block, blocks_of
 from gradsift.errors import UsageError
 
-RARELY = 0.25
-"""A block is visited at least this often, relative to the average: what seems calm may move."""
+RARELY, OFTEN = 0.25, 4.0
+"""How often a block is visited, relative to the average: what seems calm may move."""
 
-STATE = ("versions", "measured", "_asked", "_movement", "_draws")
+STATE = ("versions", "measured", "_asked", "_costs")
 
 MEMORY = 0.5
-"""Share of what was known of a block's movement that stays when it is measured anew."""
+"""Share of what was known of a block that stays when it is measured anew."""
 
 
 @final
@@ -24,11 +24,15 @@ class Sweep:
     """Knows how old the scores of every block are, and which block should be asked for next.
 
     Round-robin: the block that was asked for longest ago. Adaptive: the block whose age times its
-    rate is largest, with rate ``sqrt(m · d)`` from the movement m of its scores, per step, and the
-    share d of draws that fall on it, both relative to their means, and at least `RARELY`. The
-    square root is the known optimum of refreshing things that change at rates m and matter by d,
-    where a refresh costs the same for all (Cho & Garcia-Molina, "Effective page refresh policies
-    for web crawlers", 2003, for the form of the problem).
+    rate is largest.
+
+    A draw by stale scores ``s`` where fresh ones are ``s + δ``, of the same mean, has a second
+    moment that is larger by ``mean(δ²/s)``, in units of the mean: it grows with how far scores move
+    and with how often they are drawn. If scores wander, ``δ²`` grows like the age, at the
+    rate ``v_b`` of block b, and refreshing it ``f_b`` times as often costs ``Σ v_b / f_b`` in all.
+    With ``Σ f_b`` fixed that is least for ``f_b ∝ sqrt(v_b)`` (the form of Cho & Garcia-Molina,
+    "Effective page refresh policies for web crawlers", 2003). ``v_b`` is measured when a block
+    comes back; rates are kept between `RARELY` and `OFTEN` of the average.
 
     Args:
         examples: N.
@@ -55,35 +59,27 @@ class Sweep:
         self.measured: Float64[np.ndarray, " blocks"] = np.full(count, -np.inf)
         self._adaptive = order == "adaptive"
         self._asked: Int64[np.ndarray, " blocks"] = np.arange(count) - count
-        self._movement: Float64[np.ndarray, " blocks"] = np.full(count, np.nan)
-        self._draws: Float64[np.ndarray, " blocks"] = np.zeros(count)
+        self._costs: Float64[np.ndarray, " blocks"] = np.full(count, np.nan)
         self._turn = 0
-        self._size = size
 
     @property
     def rates(self) -> Float64[np.ndarray, " blocks"]:
-        """How often each block should come, relative to the average of what is known."""
-        count = len(self.blocks)
-        if not self._adaptive:
-            return np.ones(count)
-        known = np.isfinite(self._movement)
-        mean = self._movement[known].mean() if known.any() else 0.0
-        movement = np.where(known, self._movement / mean, 1.0) if mean > 0 else np.ones(count)
-        total = self._draws.sum()
-        draws = self._draws * count / total if total > 0 else np.ones(count)
-        rates = np.sqrt(movement * draws)
-        level = rates.mean()
-        return np.maximum(rates / level, RARELY) if level > 0 else np.ones(count)
+        """How often each block should come; the average is one, but for the bounds."""
+        known = np.isfinite(self._costs)
+        if not (self._adaptive and known.any() and self._costs[known].mean() > 0):
+            return np.ones(len(self.blocks))
+        rates = np.sqrt(np.where(known, self._costs, self._costs[known].mean()))
+        return np.clip(rates / rates.mean(), RARELY, OFTEN)
 
     def next(self, count: int, excluded: Collection[int]) -> list[Block]:
         """The blocks to ask for now, most urgent first.
 
         Args:
             count: how many, at most.
-            excluded: numbers of blocks that are set aside.
+            excluded: numbers of blocks that are set aside; those of slices mean nothing here.
         """
         left = np.ones(len(self.blocks), dtype=bool)
-        left[list(excluded)] = False
+        left[[number for number in excluded if number < len(left)]] = False
         rates = self.rates
         found: list[Block] = []
         for _ in range(min(count, int(left.sum()))):
@@ -95,29 +91,24 @@ class Sweep:
             found.append(self.blocks[number])
         return found
 
-    def came(self, block: Block, version: int, now: float, movement: float | None) -> None:
+    def came(self, block: Block, version: int, now: float, cost: float | None) -> None:
         """Notes fresh scores.
 
         Args:
             block: whose.
             version: that they were measured with.
             now: in the caller's seconds.
-            movement: mean absolute change of its relative scores since the last; None at first.
+            cost: ``mean(δ²/s)`` over the block, by the scores from before; None at first. It
+                counts where these were measured with older parameters.
         """
         number = block.number
-        steps = max(1, version - int(self.versions[number]))
-        if movement is not None:
-            before, speed = self._movement[number], movement / steps
+        steps = version - int(self.versions[number])
+        if cost is not None and steps > 0:
+            before, rate = self._costs[number], cost / steps
             known = np.isfinite(before)
-            self._movement[number] = MEMORY * before + (1 - MEMORY) * speed if known else speed
+            self._costs[number] = MEMORY * before + (1 - MEMORY) * rate if known else rate
         self.versions[number] = max(version, int(self.versions[number]))
         self.measured[number] = now
-
-    def drew(self, ids: Int64[np.ndarray, " n"]) -> None:
-        """Notes where draws fell; what fell earlier fades."""
-        counts = np.bincount(ids // self._size, minlength=len(self.blocks))
-        fading = len(ids) / (len(ids) + 4 * len(self.blocks) * self._size)
-        self._draws += fading * (counts / max(len(ids), 1) - self._draws)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain tensors and numbers."""
@@ -143,6 +134,28 @@ class Sweep:
         """Its scores are no longer in use."""
         self.versions[block.number] = -1
         self.measured[block.number] = -np.inf
+
+    def ages(self, version: int, now: float) -> dict[str, float | int | None]:
+        """How old scores are, over the blocks that have some: for logs.
+
+        Args:
+            version: of the parameters, now.
+            now: in the caller's seconds.
+
+        Returns:
+            Steps since the parameters of the median block, of the oldest and of the newest, as
+            ``age``, ``oldest`` and ``behind``; ``seconds_old`` since the median block came.
+        """
+        known = self.versions >= 0
+        if not known.any():
+            return dict.fromkeys(("age", "oldest", "behind", "seconds_old"))
+        ages = np.maximum(version - self.versions[known], 0)
+        return {
+            "age": float(np.median(ages)),
+            "oldest": int(ages.max()),
+            "behind": int(ages.min()),
+            "seconds_old": now - float(np.median(self.measured[known])),
+        }
 
     def older(self, version: int, now: float) -> Bool[np.ndarray, " blocks"]:
         """Which blocks have scores that are older than a version, or came before a moment."""

@@ -1,7 +1,7 @@
 """What a worker needs in order to score, and how it does: the same code in every engine."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -9,8 +9,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from gradsift.data.split import Split
+from gradsift.engine.evaluate import ErrorFunction, evaluate_slice
 from gradsift.engine.identity import Fingerprint, compare, fingerprint
-from gradsift.engine.opening import Opening, open_examples
+from gradsift.engine.opening import TRAIN, Opening, find_set, open_sets
 from gradsift.errors import DataError
 from gradsift.nested import move
 from gradsift.records import LossFunction
@@ -35,6 +36,9 @@ class Task:
         expected: what some of the examples of the trainer look like.
         device: where workers score, in PyTorch's notation.
         chunk: examples per forward pass; None takes a block at once.
+        evaluate: data sets whose loss is measured, by name; None for the part of that name of
+            what ``opening`` opens.
+        error_fn: one error per example of those; None measures none.
     """
 
     model: nn.Module
@@ -47,10 +51,12 @@ class Task:
     expected: Fingerprint
     device: str = "cpu"
     chunk: int | None = None
+    evaluate: Mapping[str, Opening] = field(default_factory=dict)
+    error_fn: ErrorFunction | None = None
 
 
 class Examiner:
-    """Opens the data, takes parameters, scores blocks of ids.
+    """Opens the data, takes parameters, scores blocks of ids, evaluates slices.
 
     Nothing of the process changes by it: random states are put back.
 
@@ -68,7 +74,9 @@ class Examiner:
     def __init__(self, task: Task) -> None:
         self.version = -1
         with random_states([]):
-            self._examples = open_examples(task.opening)
+            opened = open_sets(task.opening)
+            self._examples = opened[TRAIN]
+            self._evaluated = [find_set(opened, *named) for named in task.evaluate.items()]
             found = fingerprint(self._examples, task.collate, task.split)
         self.notice = compare(task.expected, found)
         self._task = replace(task, model=task.model.to(task.device))
@@ -80,6 +88,37 @@ class Examiner:
         """Replaces all parameters and buffers by another whole set."""
         self._task.model.load_state_dict(parameters)
         self.version = version
+
+    def answer(self, start: int, stop: int, part: int = 0) -> Float[Tensor, " n"]:
+        """What comes back for a block, or for a slice of a data set that is evaluated.
+
+        Args:
+            start: as of the `Block`, like the others.
+            stop: likewise.
+            part: likewise.
+        """
+        return self.evaluate(part - 1, start) if part else self.score(start, stop)
+
+    def evaluate(self, number: int, place: int) -> Float[Tensor, " 3"]:
+        """Mean loss, mean error and number of examples of a slice.
+
+        Args:
+            number: of the data set, in the order of ``Task.evaluate``.
+            place: of the slice.
+        """
+        task = self._task
+        return evaluate_slice(
+            task.model,
+            self._evaluated[number],
+            place,
+            loss_fn=task.loss_fn,
+            error_fn=task.error_fn,
+            split=task.split,
+            forward=task.forward,
+            collate=task.collate,
+            device=task.device,
+            chunk=task.chunk,
+        )
 
     def score(self, start: int, stop: int) -> Float[Tensor, " n"]:
         """One score for each of the ids from ``start`` to ``stop − 1``: float32, on the CPU.

@@ -23,10 +23,10 @@ class Record:
     """One thing said; what the numbers mean depends on ``kind``.
 
     Attributes:
-        kind: `READY` to `NOTICE`; not read in what the trainer says.
+        kind: `READY` to `NOTICE`; in what the trainer says the `Block.part` of the lease.
         ticket: of the lease.
         lane: where its scores are, or a text.
-        start: the first id of the block; of a text the number of its bytes.
+        start: the first id of the block, or the place of the slice; of a text its bytes.
         stop: the id after its last.
         version: of the parameters.
         seconds: that scoring took.

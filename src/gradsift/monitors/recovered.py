@@ -70,5 +70,23 @@ class RecoveredShare:
         return jackknife(np.array(self._rows, np.float64), _ratio)
 
 
+def recovered(drawn: float, ideal: float) -> float:
+    """The share at one moment, from ratios of second moments: uniform over drawn, over ideal.
+
+    Args:
+        drawn: R of the proposal that is drawn by.
+        ideal: R of fresh norms as the proposal.
+
+    Returns:
+        ``(1 − 1/R) / (1 − 1/R_ideal)``; nan where less than 5 % of the uniform moment is to gain.
+
+    Example:
+        >>> recovered(2.0, 4.0), recovered(1.0, 1.01)
+        (0.666..., nan)
+    """
+    gap = 1 - 1 / ideal if ideal > 0 else math.nan
+    return (1 - 1 / drawn) / gap if gap >= SMALLEST_GAP and drawn > 0 else math.nan
+
+
 def _ratio(means: Float64[np.ndarray, "n 2"]) -> Float64[np.ndarray, " n"]:
     return means[:, 0] / means[:, 1]

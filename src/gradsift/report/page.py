@@ -10,6 +10,7 @@ from gradsift.report.health import has_health, health
 from gradsift.report.measured import has_measured, measured
 from gradsift.report.numbers import MISSING, quantity, seconds
 from gradsift.report.runs import Run, pairs
+from gradsift.report.search import has_search, search
 from gradsift.report.style import PAGE, STYLE
 from gradsift.report.verdict import error, gate_in_words, verdict
 
@@ -77,6 +78,15 @@ def _figures(runs: Sequence[Run]) -> Iterable[str]:
             "What the gate measured before it decided. Bands reach down to the lower end of the "
             "interval, which an offer to open is judged by; a source pays above the dashed line "
             "on the left and near it on the right. Shaded: steps that drew by score.",
+        )
+    if searching := [run for run in runs if has_search(run)]:
+        yield _figure(
+            figures.svg(search, searching),
+            "What an engine found beside the training. Ages count the steps since the parameters "
+            "were in use by which scores were measured. The recovered variance is 0 for uniform "
+            "draws and 1 for draws by fresh norms; it is measured on blocks that come back, with "
+            "the scores from before, a whole sweep old. Workers measure losses on up to 4,096 "
+            "examples of a set.",
         )
     if healthy := [run for run in runs if has_health(run)]:
         yield _figure(

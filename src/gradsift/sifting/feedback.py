@@ -150,6 +150,11 @@ class Feedback:
         for values in self._policy.news:
             self._setup.log.write("gate", step=self._counts.steps, seconds=self._now(), **values)
         self._policy.news.clear()
+        for name, values in self._policy.measured:
+            self._setup.log.write(
+                "event", step=self._counts.steps, seconds=self._now(), name=name, **values
+            )
+        self._policy.measured.clear()
         for text in self._policy.said:
             self.notice(text)
         self._policy.said.clear()

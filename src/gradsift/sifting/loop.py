@@ -22,7 +22,7 @@ from gradsift.sifting.policies import choose_policy
 from gradsift.sifting.preparing import Preparing
 from gradsift.sifting.ranks import AbstractRanks, Alone, EpochOverError, TogetherError
 from gradsift.sifting.saved import FORMAT, check_saved, made_for
-from gradsift.sifting.setup import Counts, OpenStep, Setup, device_of, first_notices
+from gradsift.sifting.setup import Counts, OpenStep, Setup, described, device_of, first_notices
 from gradsift.sifting.together import find_ranks
 
 T = TypeVar("T")
@@ -135,7 +135,7 @@ class SiftedLoader:
         return str(self.policy)
 
     def __iter__(self) -> Iterator[WeightedBatch]:
-        self._begin()
+        self._telling(self._begin)
         self._open = None  # the time of a step at which a loop was left says nothing
         self.settle()
         steps = self._source.epoch(self.policy.plan)
@@ -213,7 +213,7 @@ class SiftedLoader:
         self._open = None
         self._begun, self._preparing.rehearsed = state["begun"], state["rehearsed"]
         if self._begun:
-            self._join()
+            self._telling(self._join)
             self._ranks.recall(wish=state["wish"])
         self._source.load_state_dict(state["source"])
         self.policy.load_state_dict(state["policy"])
@@ -278,8 +278,7 @@ class SiftedLoader:
         self._ranks = find_ranks(
             setup.rank,
             setup.world_size,
-            f"{self._source.examples} examples by recipe {setup.recipe.name!r} "
-            f"with seed {setup.seed}",
+            described(setup, self._source.examples),
             scored=setup.recipe.scored,
         )
         self._feedback.join(self._ranks)

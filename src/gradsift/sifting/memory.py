@@ -108,9 +108,14 @@ class Memory:
         if ranks.size > 1:
             self._common = torch.Generator().manual_seed(self._seed)
 
-    def passed(self, examples: int) -> None:
-        """Notes examples that this process trained on, and each of the others as many."""
-        self._passed += examples * self._ranks.size
+    def passed(self, examples: int, *, each: bool = True) -> None:
+        """Notes examples that scores are known of.
+
+        Args:
+            examples: how many.
+            each: whether they are of this process, and each of the others has as many.
+        """
+        self._passed += examples * (self._ranks.size if each else 1)
 
     def learn(self, update: ScoreUpdate, weights: Tensor) -> None:
         """Prices trained batches by the scores from before them, then keeps their own.

@@ -32,6 +32,7 @@ class AbstractPolicy(ABC):
         start: when the first iteration began.
         news: decisions that were not written down yet, each as the values of a line of the log.
         said: what is to be said about the run, once, in words.
+        measured: events for the log that were not written down yet: name and values.
         lr_factor: how many times larger a step may be than the user's own.
         ranks: the processes that decide together.
         learns: whether scores of training steps are ever wanted.
@@ -44,6 +45,7 @@ class AbstractPolicy(ABC):
     def __init__(self) -> None:
         self.news: list[dict[str, Any]] = []
         self.said: list[str] = []
+        self.measured: list[tuple[str, dict[str, Any]]] = []
         self.start = 0.0
         self.lr_factor = 1.0
         self.ranks: AbstractRanks = Alone()

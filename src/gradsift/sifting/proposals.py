@@ -15,6 +15,7 @@ from gradsift.sampling.distributions import Mixed, Proportional
 from gradsift.sampling.filtered import FilteredWeights
 from gradsift.sampling.table import ScoreTable
 from gradsift.sifting.memory import WINDOW, Memory
+from gradsift.sifting.ranks import AbstractRanks
 
 
 class AbstractProposal(ABC):
@@ -27,8 +28,16 @@ class AbstractProposal(ABC):
     table: ScoreTable | None = None
 
     @abstractmethod
+    def share(self, ranks: AbstractRanks) -> None:
+        """Lets processes that have the same scores draw together."""
+
+    @abstractmethod
     def take(self, found: Sequence[Scored]) -> list[float | None]:
-        """Keeps scores; returns how far those of each block moved, None where there were none."""
+        """Keeps scores; returns what those of each block had come to cost by being old.
+
+        That is ``mean(δ²/s)``, where scores s were found to have become ``s + δ``, as `Sweep` wants
+        it; None where there were none.
+        """
 
     @abstractmethod
     def forget(self, block: Block) -> None:
@@ -42,6 +51,11 @@ class AbstractProposal(ABC):
     @abstractmethod
     def usable(self) -> float:
         """Share of the examples whose scores are in use."""
+
+    @property
+    def gains(self) -> tuple[float, float] | None:
+        """Variance ratios, uniform over drawn and uniform over ideal, where they are measured."""
+        return None
 
     @abstractmethod
     def draw(self, size: int, generator: torch.Generator) -> Draw:
@@ -82,21 +96,34 @@ class NeutralProposal(AbstractProposal):
         self.memory = Memory(recipe, examples, seed, adapts=adapts, steps=steps, ahead=ahead)
         self.table = self._table = self.memory.table
 
+    def share(self, ranks: AbstractRanks) -> None:
+        """From identical tables all make the same draw, and take a batch of every step each."""
+        self.memory.share(ranks)
+
     def take(self, found: Sequence[Scored]) -> list[float | None]:
-        """Prices, then keeps: blocks of one version together, so that they share one level."""
+        """Prices, then keeps: blocks of one version together, so that they share one level.
+
+        Scores that were measured with these very parameters before tell no price: nobody draws by
+        scores of no age.
+        """
         if not found:
             return []
         ids = torch.cat([scored.block.ids for scored in found])
         scores = torch.cat([scored.scores for scored in found])
         before = self._table.relative(ids)
-        seen = self._table.ages(ids, 0) >= 0
+        masses = self._table.probabilities(ids) * self._table.size
         version = min(scored.version for scored in found)
-        self.memory.learn(ScoreUpdate(ids, scores, version), torch.ones(len(ids)).double())
-        self.memory.passed(len(ids))
-        moved = (self._table.relative(ids) - before).abs()
+        ages = self._table.ages(ids, version)
+        seen, old = ages >= 0, ages != 0
+        if bool(old.any()):
+            update = ScoreUpdate(ids[old], scores[old], version)
+            self.memory.learn(update, torch.ones(len(update.index)).double())
+        self._table.update(ids[~old], scores[~old], version)
+        self.memory.passed(len(ids), each=False)
+        costs = (self._table.relative(ids) - before).square() / masses
         sizes = [len(scored.block) for scored in found]
-        parts = zip(moved.split(sizes), seen.split(sizes), strict=True)
-        return [float(change.mean()) if bool(known.all()) else None for change, known in parts]
+        parts = zip(costs.split(sizes), seen.split(sizes), strict=True)
+        return [float(cost.mean()) if bool(known.all()) else None for cost, known in parts]
 
     def forget(self, block: Block) -> None:
         """They stand at the level of all scores from now on, as if never seen."""
@@ -115,6 +142,17 @@ class NeutralProposal(AbstractProposal):
     def usable(self) -> float:
         """Share of examples that have a score."""
         return self._table.seen / self._table.size
+
+    @property
+    def gains(self) -> tuple[float, float] | None:
+        """Of the proposal in force, on blocks that came back: a ratio of second moments.
+
+        None while few were priced, and for a constant, which is not on the grid.
+        """
+        price = self.memory.price
+        if self._constant is not None or price is None:
+            return None
+        return price.value, self.memory.prices.ideal.value
 
     def draw(self, size: int, generator: torch.Generator) -> Draw:
         """Out of the table."""
@@ -142,16 +180,21 @@ class FilteredProposal(AbstractProposal):
         self._constant = constant
         self._snapshot: FilteredWeights | None = None
 
+    def share(self, ranks: AbstractRanks) -> None:
+        """Independent draws from the same snapshot are one draw already."""
+        del ranks
+
     def take(self, found: Sequence[Scored]) -> list[float | None]:
-        """Replaces the scores of the blocks."""
-        moved: list[float | None] = []
+        """Replaces the scores of the blocks; costs are in their unit."""
+        costs: list[float | None] = []
         for scored in found:
             part = slice(scored.block.start, scored.block.stop)
-            fresh = _finite(scored.scores)
-            change = float(np.abs(fresh - self._scores[part]).mean())
+            fresh, stale = _finite(scored.scores), self._scores[part]
+            with np.errstate(divide="ignore", invalid="ignore"):
+                cost = float(((fresh - stale) ** 2 / (stale + self._constant)).mean())
             self._scores[part] = fresh
-            moved.append(change if np.isfinite(change) else None)
-        return moved
+            costs.append(cost if np.isfinite(cost) else None)
+        return costs
 
     def forget(self, block: Block) -> None:
         """They are not drawn from the next snapshot on."""

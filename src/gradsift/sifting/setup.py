@@ -74,6 +74,24 @@ def device_of(setup: Setup) -> torch.device:
     return torch.device("cpu")
 
 
+def described(setup: Setup, examples: int | None) -> str:
+    """What has to be the same in every process of a run, in words.
+
+    Args:
+        setup: of the sifted loader.
+        examples: N, or None for a stream.
+    """
+    text = f"{examples} examples by recipe {setup.recipe.name!r} with seed {setup.seed}"
+    if setup.engine is None:
+        return text
+    options = setup.engine.options
+    return (
+        f"{text} and the {options.mode} {setup.engine.kind} engine in blocks of {options.block}, "
+        f"publishing every {options.every or 'usual number of'} steps, "
+        f"evaluating {', '.join(options.evaluate) or 'nothing'}"
+    )
+
+
 def first_notices(setup: Setup, *, one_pass: bool, plain_order: bool) -> list[str]:
     """What is worth saying before the first batch.
 

@@ -50,4 +50,7 @@ def task_of(setup: Setup, model: nn.Module, options: Options, loader: DataLoader
         opening=loader.dataset if options.dataset is None else options.dataset,
         expected=expected,
         device=device,
+        chunk=options.block,
+        evaluate=options.evaluate,
+        error_fn=options.error,
     )

@@ -38,6 +38,9 @@ SUBSAMPLE = 2_000
 TEST_SUBSAMPLE = 10_000
 """Likewise of the test examples: a text has so many that following them all takes minutes."""
 
+TOLD = 10.0
+"""Seconds of the budget between two states of an engine in the log, at most: they are live."""
+
 
 @dataclass(eq=False)
 class Loop:
@@ -80,6 +83,7 @@ class Loop:
     def __post_init__(self) -> None:
         self._start = self.clock.now()
         self._due = 1 / EVALUATIONS
+        self._told = 0.0
         self._followed = subsample(self.problem.train, SUBSAMPLE, self.settings.seed)
         self._followed_test = subsample(self.problem.test, TEST_SUBSAMPLE, self.settings.seed)
         self._health = HealthMonitor(count_examples(self.problem.train))
@@ -125,6 +129,7 @@ class Loop:
             "steps": self.steps,
             "start": self._start,
             "due": self._due,
+            "told": self._told,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -134,7 +139,8 @@ class Loop:
         self.train.load_state_dict(state["train"])
         self._health.load_state_dict(state["health"])
         self.spent.spent.update(state["spent"])
-        self.steps, self._start, self._due = state["steps"], state["start"], state["due"]
+        self.steps, self._start = state["steps"], state["start"]
+        self._due, self._told = state["due"], state["told"]
 
     def summarise(self, command: str) -> Summary:
         """Evaluates on everything and sums the run up.
@@ -200,6 +206,8 @@ class Loop:
             if share >= self._due:
                 self._evaluate()
                 self._due = (math.floor(share * EVALUATIONS) + 1) / EVALUATIONS
+            elif self.seconds >= self._told + TOLD:
+                self._tell_engine()
             self._step(next(batches))
         self.keep(self)
         self._evaluate()
@@ -257,6 +265,10 @@ class Loop:
             health = self._health.read(self.train.table, self.train.updates)
         self._note("health", **asdict(health))
         self._note("cost", **self._cost().listed())
+        self._tell_engine()
+
+    def _tell_engine(self) -> None:
+        self._told = self.seconds
         if (status := self.train.engine_status) is not None:
             self._note("engine", **status)
 

@@ -78,7 +78,8 @@ def run(
         clock: where seconds come from; None reads real ones.
         progress: is told about every step and evaluation.
         log: one more place for measurements, beside ``out``.
-        opening: how the workers of an engine open the data; None sends them the data by value.
+        opening: how the workers of an engine open the problem, or its two data sets as a pair; None
+            sends them both by value.
         command: kept in the summary; that of a run that is resumed stays.
         keeping: how often the run is saved in ``out``, and whether it goes on from there. Under
             a virtual clock, or a budget in steps or epochs without a gate, every later number is
@@ -110,6 +111,8 @@ def run(
             examples=count_examples(problem.train),
             opening=opening,
             address=settings.ray_address,
+            evaluate={"train": None, "test": problem.test if opening is None else None},
+            error=problem.error_fn,
         )
         loop = _prepare(problem, settings, device, kept, clock, progress, log, interruption, engine)
         with closing(loop.train):

@@ -1,8 +1,10 @@
 """The engine of a run, from its settings."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from gradsift.engine import engines
+from gradsift.engine.evaluate import ErrorFunction
 from gradsift.engine.interface import AbstractEngine
 from gradsift.errors import UsageError
 
@@ -46,6 +48,8 @@ def make_engine(
     examples: int,
     opening: Any = None,
     address: str | None = None,
+    evaluate: Mapping[str, Any] | None = None,
+    error: ErrorFunction | None = None,
 ) -> AbstractEngine | None:
     """The engine of a name, not started yet; None for no name.
 
@@ -55,6 +59,9 @@ def make_engine(
         examples: of the training set, by which its blocks are sized.
         opening: how workers open the data; None sends them the data set by value.
         address: of a Ray cluster.
+        evaluate: data sets whose curves workers measure; not in the training process itself,
+            whose time is the budget.
+        error: one per example of those.
 
     Example:
         >>> engine = make_engine("local", 2, examples=1442)
@@ -66,6 +73,7 @@ def make_engine(
     block = min(max(examples // PARTS, SMALLEST), LARGEST)
     if name == "inline":
         return engines.inline(block=block)
+    curves: dict[str, Any] = {"evaluate": evaluate, "error": error}
     if name == "local":
-        return engines.local(opening, scorers, block=block)
-    return engines.ray(opening, scorers, block=block, address=address)
+        return engines.local(opening, scorers, block=block, **curves)
+    return engines.ray(opening, scorers, block=block, address=address, **curves)
