@@ -244,7 +244,7 @@ class Counted:
         return ids, masses
 
 
-@pytest.mark.parametrize(("owners", "batch"), [(1, 5), (4, 5), (4, 3), (9, 3), (3, 9)])
+@pytest.mark.parametrize(("owners", "batch"), [(1, 5), (4, 8), (4, 4), (9, 3), (3, 9), (4, 2)])
 def test_the_bytes_of_a_draw_are_those_that_a_split_table_moves(bench, owners, batch):
     """Owners of equal lengths: slots touch as many of them as there can be."""
     model = bench("scale_model")
