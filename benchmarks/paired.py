@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from gradsift import Recipe, SiftedLoader, sift
 from gradsift.clock import AbstractClock
 from gradsift.comparison.machine import between, read_meters
+from gradsift.engine.interface import AbstractEngine
 from gradsift.records import LossFunction
 
 
@@ -111,13 +112,14 @@ def loop(
     loader: DataLoader[Any],
     loss_fn: LossFunction,
     lr: float = 0.02,
+    engine: AbstractEngine | None = None,
 ) -> Loop:
     """SGD with momentum, by the plain loop where there is no recipe."""
     optimizer = torch.optim.SGD(model.parameters(), lr, momentum=0.9)
     clock = TurnClock()
     train = None
     if recipe is not None:
-        train = sift(loader, model, loss_fn, recipe=recipe, clock=clock)
+        train = sift(loader, model, loss_fn, recipe=recipe, clock=clock, engine=engine)
     losses = _plain(loader, model, loss_fn) if train is None else _sifted(train, model)
 
     def step() -> None:
