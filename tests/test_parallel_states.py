@@ -19,12 +19,14 @@ from gradsift.parallel import (
     RotatingVerification,
     RoundGuide,
     Service,
+    Ticket,
     WindowGuide,
     arrivals_by_age,
     asgd,
     ssgd,
 )
 from lines import batches, lines, start
+from twins import assert_close
 
 EXAMPLES = torch.tensor([1, 5, 7, 20, 2, 9])
 
@@ -155,6 +157,28 @@ def test_the_state_of_another_guide_is_refused():
 def service(kind, guide=None):
     held = start()
     return Service(ParameterServer(held, kind(held, lr=0.1)), lines(), guide)
+
+
+@pytest.mark.parametrize("reload", [False, True])
+def test_a_ticket_is_applied_once(reload):
+    """Sent twice, in any order, and to a server that goes on from a state of another."""
+    data = batches(4)
+    found = service(SGD)
+    expected = start()
+    for number, batch in ((3, data[0]), (3, data[0]), (0, data[1]), (3, data[2]), (0, data[3])):
+        place = found.progress.received
+        gradients = lines().gradient(found.weights(place), batch)
+        if (number, place) in ((3, 0), (0, 1)):
+            for weight, gradient in zip(expected, gradients, strict=True):
+                weight.data -= 0.1 * gradient
+        found.apply(Ticket(number, 0, place, place), gradients, batch)
+        if reload:
+            state = through_a_file(found.state_dict())
+            found = service(SGD)
+            found.load_state_dict(state)
+    assert found.progress.received == found.progress.version == 2
+    for mine, truth in zip(found.weights(2), expected, strict=True):
+        assert_close(mine, truth.detach())
 
 
 def test_a_service_refuses_what_is_not_its_own():

@@ -117,7 +117,7 @@ class Coordinator:
         self._held: dict[int, Any] = {}
         self._due: deque[Ticket] = deque()
         self._server_losses = 0
-        self._once_ready = False
+        self._once_ready = self._begun = False
         self._progress = Progress(self.saved, 0, 0, 0, finite=True)
 
     def run(self) -> Iterator[Progress]:
@@ -147,11 +147,6 @@ class Coordinator:
         self._hire(post)
         return post.number
 
-    @property
-    def busy(self) -> int:
-        """Workers that compute."""
-        return sum(post.at is _At.BUSY for post in self._posts)
-
     def current(self) -> Mapping[str, Any]:
         """The state of the server now; the last that was kept, where it is lost just now."""
         if self._progress.received != self.saved:
@@ -175,6 +170,11 @@ class Coordinator:
         post.at, post.since = _At.STARTING, self._clock()
 
     def _hand_out(self) -> None:
+        """Nothing until everybody is ready, or was given up: delays then begin as they go on."""
+        if not self._begun:
+            self._begun = all(post.at is not _At.STARTING for post in self._posts)
+            if not self._begun:
+                return
         for post in self._posts:
             if post.at is _At.IDLE and (ticket := self.tickets.issue(post.number)) is not None:
                 self._actors.ask(post.number, ticket, self._batches[ticket.batch])
