@@ -66,6 +66,7 @@ class AbstractCrew(ABC):
         """What is worth keeping beside the results."""
         del folder
 
+    @abstractmethod
     def close(self) -> None:
         """Ends processes, if there are any."""
 
@@ -114,6 +115,9 @@ class SimulatedCrew(AbstractCrew):
     def refresh(self) -> None:
         """Training is here."""
 
+    def close(self) -> None:
+        """Nobody is left."""
+
     def state_dict(self) -> dict[str, Any]:
         """Of server and guide, and the model's buffers."""
         buffers = {name: value.clone() for name, value in self._model.named_buffers()}
@@ -137,7 +141,6 @@ class ActorsCrew(AbstractCrew):
         service: of the run's own server, guide and what they look at.
         workers: how many.
         rate: the learning rate of each update.
-        kind: as in ``summary.json``.
     """
 
     kind: ClassVar[str] = "ray"
