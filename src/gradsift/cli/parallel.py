@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from gradsift.errors import UsageError
+from gradsift.trainer.backends import BACKENDS
 from gradsift.trainer.workers import COMPENSATIONS, GUIDED, PARALLEL, Workers
 
 WorkerCount = Annotated[
@@ -15,12 +16,17 @@ Delay = Annotated[
     str | None,
     typer.Option(
         help="How many updates late gradients are: constant:9, uniform:0:9, "
-        "pareto:SHAPE:SCALE:CAP or trace:FILE; for ssp the seconds that each takes.",
-        show_default="constant:WORKERS-1",
+        "pareto:SHAPE:SCALE:CAP or trace:FILE; for ssp the seconds that each takes. Late as real "
+        "workers are: measured; as a run on real workers recorded it: arrivals:FILE.",
+        show_default="constant:WORKERS-1, measured on ray",
     ),
 ]
 Backend = Annotated[
-    str | None, typer.Option(help="Who the workers are: simulate.", show_default="simulate")
+    str | None,
+    typer.Option(
+        help=f"Who the workers are: {', '.join(BACKENDS)}.",
+        show_default="simulate",
+    ),
 ]
 Compensation = Annotated[
     str | None,

@@ -45,7 +45,6 @@ from gradsift.cli.reading import Context, Data, Drop, Label, Missing, Task, Unit
 from gradsift.cli.table import table
 from gradsift.cli.watch import Bar, Lines
 from gradsift.data.named import ReadOptions, load_problem
-from gradsift.errors import UsageError
 from gradsift.recipes import recipes
 from gradsift.report.page import FILE, write_page
 from gradsift.report.runs import read_run
@@ -64,6 +63,9 @@ SETTINGS = (
     *("optimizer", "norm", "spend", "engine", "scorers", "ray_address", "seed", "device"),
 )
 """Flags that are settings of the same name; the budget is one too, and is parsed."""
+
+TEAM = ("workers", "delay", "backend", "compensation", "rho", "bound")
+"""Flags of parallel SGD."""
 
 RecipeName = Annotated[
     str, typer.Option(help=f"One of {', '.join(recipes)}; or of {', '.join(PARALLEL)}.")
@@ -117,33 +119,37 @@ def train(
     bound: Bound = None,
 ) -> int:
     """Train a model on a data set, and write a summary, measurements and a report."""
-    found = {"count": workers, "delay": delay, "backend": backend, "rho": rho, "bound": bound}
-    others = {"pool-ratio": pool_ratio, "spend": spend, "engine": engine}
-    team = find_workers(recipe, others, **found, compensation=compensation)
-    if team is not None and resume:
-        raise UsageError(
-            f"--resume received, but a run of {recipe!r} keeps no checkpoints: begin another one"
-        )
     values = (
         *(data, label, list(drop or ()), missing, task, unit, context, model),
-        *("uniform" if team else recipe, batch_size, pool_ratio, lr, weight_decay, schedule),
-        *(optimizer, norm, spend, engine, scorers, ray_address, seed, device, budget, clock),
+        *(recipe, batch_size, pool_ratio, lr, weight_decay, schedule),
+        *(optimizer, norm, spend, engine, scorers, ray_address, seed, device),
+        *(workers, delay, backend, compensation, rho, bound, budget, clock),
     )
-    flags = dict(zip((*READING, *SETTINGS, "budget", "clock"), values, strict=True))
+    flags = dict(zip((*READING, *SETTINGS, *TEAM, "budget", "clock"), values, strict=True))
     every = parse_budget(checkpoint_every)
     if resume:
         flags = recalled(out, flags, typed(COMMAND_LINE.get()))
+    team = _find_team(flags)
     folder = _free_folder() if out is None else out
     outcome = _watched(folder, flags, Keeping(every, resume, flags), team)
-    return _finish(folder, outcome, kept=team is None)
+    return _finish(folder, outcome)
 
 
-def _finish(folder: Path, outcome: Outcome, *, kept: bool) -> int:
+def _find_team(flags: Mapping[str, Any]) -> Workers | None:
+    """The workers of parallel SGD, if the recipe has any."""
+    others = {name.replace("_", "-"): flags[name] for name in ("pool_ratio", "spend", "engine")}
+    found = {name: flags[name] for name in TEAM if name != "workers"}
+    if flags["recipe"] in PARALLEL:
+        found["address"] = flags["ray_address"]
+    return find_workers(flags["recipe"], others, count=flags["workers"], **found)
+
+
+def _finish(folder: Path, outcome: Outcome) -> int:
     """Writes the page, prints the table and says how it ended."""
     finished = read_run(folder)
     page = write_page(folder / FILE, [finished])
     typer.echo(table([finished]))
-    if outcome.interrupted and kept:
+    if outcome.interrupted:
         typer.echo(f"\nto go on: gradsift train --resume --out {shlex.quote(str(folder))}")
     typer.echo(f"\nreport: {page}")
     return 130 if outcome.interrupted else 0
@@ -152,9 +158,10 @@ def _finish(folder: Path, outcome: Outcome, *, kept: bool) -> int:
 def _watched(
     folder: Path, flags: Mapping[str, Any], keeping: Keeping, team: Workers | None
 ) -> Outcome:
-    settings = Settings(
-        **{name: flags[name] for name in SETTINGS}, budget=parse_budget(flags["budget"])
-    )
+    chosen = {name: flags[name] for name in SETTINGS}
+    if team is not None:
+        chosen |= {"recipe": "uniform", "ray_address": None}
+    settings = Settings(**chosen, budget=parse_budget(flags["budget"]))
     reading = ReadOptions(
         flags["label"],
         tuple(flags["drop"]),
@@ -177,10 +184,12 @@ def _watched(
             "clock": clock,
             "progress": progress,
             "command": COMMAND_LINE.get(),
+            "keeping": keeping,
+            "opening": opening,
         }
         if team is not None:
             return run_parallel(problem, settings, team, **watched)
-        return run(problem, settings, **watched, keeping=keeping, opening=opening)
+        return run(problem, settings, **watched)
 
 
 def _free_folder() -> Path:

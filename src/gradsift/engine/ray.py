@@ -5,7 +5,6 @@ off, and stopped at the end; one that runs already, or that an address names, is
 it was.
 """
 
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from gradsift.engine.interface import AbstractEngine, Block, EngineState, Option
 from gradsift.engine.ledger import Lease, Ledger, Sent, back_off
 from gradsift.engine.outbox import Changes, Outbox, bytes_of
 from gradsift.engine.packing import pack
-from gradsift.engine.ray_cluster import Scorer, connect, ray, reason_of
+from gradsift.engine.ray_cluster import Scorer, connect, ray, reason_of, start_actor
 from gradsift.errors import UsageError
 
 DEPTH = 2
@@ -170,13 +169,9 @@ class RayEngine(AbstractEngine):
         self._sent.add(bytes_of(first or moved))
 
     def _hire(self, post: _Post, now: float) -> None:
-        needs: dict[str, Any] = {"num_cpus": 0} if self._ours else {"num_cpus": 1}
-        if (self.options.device or "cpu").startswith("cuda"):
-            needs = {"num_cpus": 0, "num_gpus": 1}
+        gpu = (self.options.device or "cpu").startswith("cuda")
         # Restarts are ours, so that they are counted, slowed down and told.
-        options = {**needs, "max_restarts": 0, "scheduling_strategy": "SPREAD"}
-        path = {"env_vars": {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}}
-        post.actor = ray.remote(Scorer).options(**options, runtime_env=path).remote(self._packed)
+        post.actor = start_actor(Scorer, self._packed, ours=self._ours, gpu=gpu)
         post.waking = post.actor.ready.remote()
         post.restart_at = now
 

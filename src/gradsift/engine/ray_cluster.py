@@ -1,5 +1,6 @@
 """Ray itself: whether it is there, how a cluster is joined or started, what runs as an actor."""
 
+import os
 import pickle
 import socket
 import time
@@ -88,6 +89,18 @@ def connect(address: str | None) -> bool:
             f"({reason_of(error)}): check the address, and that the token of the cluster is set"
         ) from error
     return True
+
+
+def start_actor(kind: type, packed: bytes | None, *, ours: bool, gpu: bool = False) -> Any:
+    """An actor that is made of pickled bytes; restarts are left to whoever counts them.
+
+    On a cluster of our own actors ask for no CPU: those beyond the cores would wait for ever. On a
+    joined one each asks for a CPU, or a GPU, spread over nodes.
+    """
+    needs = {"num_cpus": 0, "num_gpus": 1} if gpu else {"num_cpus": 0 if ours else 1}
+    path = {"env_vars": {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}}
+    options = {**needs, "max_restarts": 0, "scheduling_strategy": "SPREAD", "runtime_env": path}
+    return ray.remote(kind).options(**options).remote(packed)
 
 
 def _check_same(asked: str | None, joined: str) -> None:

@@ -1,5 +1,7 @@
-"""Parallel SGD in one process, its delays made visible: compensation and guided replay."""
+"""Parallel SGD, its delays made visible: simulated in one process, or on real ones."""
 
+from gradsift.parallel.actors import AbstractActors as AbstractActors
+from gradsift.parallel.actors import ray_actors as ray_actors
 from gradsift.parallel.algorithms import asgd as asgd
 from gradsift.parallel.algorithms import local_sgd as local_sgd
 from gradsift.parallel.algorithms import ssgd as ssgd
@@ -14,6 +16,7 @@ from gradsift.parallel.compensation import GapAware as GapAware
 from gradsift.parallel.compensation import Lateness as Lateness
 from gradsift.parallel.compensation import LearningRateByAge as LearningRateByAge
 from gradsift.parallel.compensation import Uncompensated as Uncompensated
+from gradsift.parallel.coordinator import Coordinator as Coordinator
 from gradsift.parallel.delays import AbstractDelay as AbstractDelay
 from gradsift.parallel.delays import ConstantDelay as ConstantDelay
 from gradsift.parallel.delays import ParetoDelay as ParetoDelay
@@ -24,6 +27,10 @@ from gradsift.parallel.guide import RoundGuide as RoundGuide
 from gradsift.parallel.guide import WindowGuide as WindowGuide
 from gradsift.parallel.objective import AbstractObjective as AbstractObjective
 from gradsift.parallel.objective import ModuleObjective as ModuleObjective
+from gradsift.parallel.ranks import RanksObjective as RanksObjective
+from gradsift.parallel.ranks import ssgd_on_ranks as ssgd_on_ranks
+from gradsift.parallel.recording import Recording as Recording
+from gradsift.parallel.recording import read_arrivals as read_arrivals
 from gradsift.parallel.replay import AbstractGuide as AbstractGuide
 from gradsift.parallel.replay import Replay as Replay
 from gradsift.parallel.selectors import AbstractSelector as AbstractSelector
@@ -36,6 +43,11 @@ from gradsift.parallel.selectors import Random as Random
 from gradsift.parallel.selectors import Window as Window
 from gradsift.parallel.server import ParameterServer as ParameterServer
 from gradsift.parallel.server import Snapshot as Snapshot
+from gradsift.parallel.service import Progress as Progress
+from gradsift.parallel.service import Service as Service
+from gradsift.parallel.tickets import MeasuredTickets as MeasuredTickets
+from gradsift.parallel.tickets import PlannedTickets as PlannedTickets
+from gradsift.parallel.tickets import Ticket as Ticket
 from gradsift.parallel.verification import AbstractVerification as AbstractVerification
 from gradsift.parallel.verification import FixedVerification as FixedVerification
 from gradsift.parallel.verification import FreshVerification as FreshVerification

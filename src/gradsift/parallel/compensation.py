@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from gradsift.errors import UsageError
+from gradsift.parallel.saved import check_keys
 
 Tensors = Sequence[Tensor]
 
@@ -188,7 +189,7 @@ class AdaptiveDelayCompensated(AbstractCompensation):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from the mean squares."""
-        _check_keys(self, state, {"squares"})
+        check_keys(self, state, {"squares"})
         self._squares = {worker: list(kept) for worker, kept in state["squares"].items()}
 
 
@@ -251,7 +252,7 @@ class GapAware(AbstractCompensation):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from the moving averages."""
-        _check_keys(self, state, {"squares", "steps"})
+        check_keys(self, state, {"squares", "steps"})
         self._squares, self._steps = list(state["squares"]), int(state["steps"])
 
 
@@ -263,10 +264,3 @@ def _check_strength(strength: float) -> None:
 def _check_decay(decay: float) -> None:
     if not 0 <= decay < 1:
         raise UsageError(f"decay {decay} received, expected a number from 0 to below 1")
-
-
-def _check_keys(rule: AbstractCompensation, state: dict[str, Any], expected: set[str]) -> None:
-    if set(state) != expected:
-        raise UsageError(
-            f"the state of {type(rule).__name__} has {sorted(state)}, expected {sorted(expected)}"
-        )

@@ -14,7 +14,8 @@ rather than by design. Here replayed batches are the ones that were scored (in t
 positions drift apart), and verification examples are a policy.
 """
 
-from typing import final
+from collections.abc import Mapping
+from typing import Any, final
 
 import torch
 from jaxtyping import Float
@@ -23,6 +24,7 @@ from torch import Tensor
 from gradsift.errors import UsageError
 from gradsift.parallel.objective import AbstractObjective
 from gradsift.parallel.replay import AbstractGuide, picked
+from gradsift.parallel.saved import check_keys
 from gradsift.parallel.selectors import AbstractSelector, Consistent, Window
 from gradsift.parallel.server import ParameterServer
 from gradsift.parallel.verification import AbstractVerification
@@ -60,6 +62,28 @@ class AbstractConsistencyGuide(AbstractGuide):
         self._anchor: list[Tensor] | None = None
         self._looked_at = torch.empty(0)
         self._direction = torch.empty(0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The verification loss before, the anchor, what was looked at, and what was counted."""
+        return {
+            **self._counted(),
+            "previous": self._previous,
+            "anchor": self._anchor,
+            "looked_at": self._looked_at,
+            "direction": self._direction,
+            "verification": self._verification.state_dict(),
+            "selector": self._selector.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on before the next update."""
+        check_keys(self, state, set(self.state_dict()))
+        self._count_on(state)
+        self._previous = state["previous"]
+        self._anchor = None if state["anchor"] is None else list(state["anchor"])
+        self._looked_at, self._direction = state["looked_at"], state["direction"]
+        self._verification.load_state_dict(state["verification"])
+        self._selector.load_state_dict(state["selector"])
 
     def _look(self, server: ParameterServer, objective: AbstractObjective) -> tuple[Tensor, Tensor]:
         """The verification loss before and after the update; sets the direction."""
@@ -106,9 +130,9 @@ class AbstractConsistencyGuide(AbstractGuide):
         for place in range(min(self._limit, len(window.batches))):
             chosen = order[..., place]
             where = eligible.gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
+            batch, where = window.objective.agree(picked(stacked, chosen), where)
             if not bool(where.any()):
                 break
-            batch = picked(stacked, chosen)
             server.correct(window.objective.gradient(server.weights, batch), where)
             self.replays += 1
             self.corrections = self.corrections + where
@@ -180,6 +204,20 @@ class WindowGuide(AbstractConsistencyGuide):
         self._previous = objective.loss(server.weights, self._verification.ids())
         self.evaluations += 1
         self._batches, self._scores = [], []
+
+    def state_dict(self) -> dict[str, Any]:
+        """With the window and its scores."""
+        return {
+            **super().state_dict(),
+            "batches": list(self._batches),
+            "scores": [list(scores) for scores in self._scores],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on in the middle of a window."""
+        super().load_state_dict(state)
+        self._batches = list(state["batches"])
+        self._scores = [list(scores) for scores in state["scores"]]
 
 
 @final

@@ -36,6 +36,10 @@ class AbstractObjective(ABC):
     def loss(self, weights: Weights, batch: Int64[Tensor, "*runs size"]) -> Float[Tensor, "*runs"]:
         """The batch's mean loss; it leaves no trace."""
 
+    def agree(self, *choices: Tensor) -> tuple[Tensor, ...]:
+        """What a guide chose, as all processes that train together have it; alone, as it is."""
+        return choices
+
 
 @final
 class ModuleObjective(AbstractObjective):

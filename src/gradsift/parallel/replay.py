@@ -5,7 +5,8 @@ matters less. So replaying at random is the control of every guided rule, and a 
 """
 
 from abc import ABC, abstractmethod
-from typing import final
+from collections.abc import Mapping
+from typing import Any, final
 
 import torch
 from jaxtyping import Float, Int64
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from gradsift.errors import UsageError
 from gradsift.parallel.objective import AbstractObjective, Weights
+from gradsift.parallel.saved import check_keys
 from gradsift.parallel.server import ParameterServer
 
 
@@ -34,6 +36,29 @@ class AbstractGuide(ABC):
         self, server: ParameterServer, objective: AbstractObjective, batches: list[Tensor]
     ) -> None:
         """After an update, with the batches that were handed out for it, oldest first."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that later replays depend on: plain values, for `load_state_dict`."""
+
+    @abstractmethod
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on to the bit where another guide with the same settings was.
+
+        Raises:
+            UsageError: for the state of another kind of guide.
+        """
+
+    def _counted(self) -> dict[str, Any]:
+        return {
+            "replays": self.replays,
+            "corrections": self.corrections.clone(),
+            "evaluations": self.evaluations,
+        }
+
+    def _count_on(self, state: Mapping[str, Any]) -> None:
+        self.replays, self.evaluations = int(state["replays"]), int(state["evaluations"])
+        self.corrections = state["corrections"].clone()
 
 
 @final
@@ -86,11 +111,28 @@ class Replay(AbstractGuide):
         stacked = torch.stack(self._batches, dim=-2)
         positions, weights = self._draw(server.weights, objective, stacked)
         for place in range(self._count):
-            gradients = objective.gradient(server.weights, picked(stacked, positions[..., place]))
-            server.correct([_scaled(g, weights[..., place]) for g in gradients])
+            chosen = picked(stacked, positions[..., place])
+            batch, scale = objective.agree(chosen, weights[..., place])
+            gradients = objective.gradient(server.weights, batch)
+            server.correct([_scaled(g, scale) for g in gradients])
             self.replays += 1
             self.corrections = self.corrections + torch.ones_like(positions[..., place])
         self._batches = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """The window, the generator and what was counted."""
+        return {
+            **self._counted(),
+            "batches": list(self._batches),
+            "generator": self._generator.get_state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on in the middle of a window."""
+        check_keys(self, state, {*self._counted(), "batches", "generator"})
+        self._count_on(state)
+        self._batches = list(state["batches"])
+        self._generator.set_state(state["generator"])
 
     def _draw(
         self, weights: Weights, objective: AbstractObjective, stacked: Int64[Tensor, "*runs n size"]

@@ -5,14 +5,16 @@ ones: so they differ in which, and an arm with another selector is an honest con
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from gradsift.parallel.objective import AbstractObjective, ModuleObjective, Weights
+from gradsift.parallel.saved import check_keys
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +64,14 @@ class AbstractSelector(ABC):
         places = torch.arange(ranks.shape[-1]).expand(ranks.shape)
         return torch.zeros_like(ranks, dtype=torch.bool).scatter(-1, order, places < counts)
 
+    def state_dict(self) -> dict[str, Any]:
+        """What later ranks depend on, besides the windows: plain values."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on with the ranks that would have come next."""
+        check_keys(self, state, set())
+
 
 @final
 class Consistent(AbstractSelector):
@@ -106,6 +116,15 @@ class Random(AbstractSelector):
         return torch.rand(window.consistency.shape, generator=self._generator).to(
             window.consistency.dtype
         )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of the generator."""
+        return {"generator": self._generator.get_state()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Sets the generator."""
+        check_keys(self, state, {"generator"})
+        self._generator.set_state(state["generator"])
 
 
 @final

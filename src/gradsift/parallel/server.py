@@ -179,7 +179,13 @@ class ParameterServer:
         }
 
     def _check_optimizer(self, state: dict[str, Any]) -> None:
-        groups = self._optimizer.state_dict()["param_groups"]
+        own = self._optimizer.state_dict()
+        if set(state) != set(own):
+            raise UsageError(
+                f"the state of an optimiser has {sorted(state)}, expected that of "
+                f"{type(self._optimizer).__name__}, with {sorted(own)}: resume with what was saved"
+            )
+        groups = own["param_groups"]
         found = [sorted(group) for group in state["param_groups"]]
         expected = [sorted(group) for group in groups]
         if found != expected:

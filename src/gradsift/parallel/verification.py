@@ -5,13 +5,15 @@ replayed. Ids have shape ``[*runs, n]``.
 """
 
 from abc import ABC, abstractmethod
-from typing import final
+from collections.abc import Mapping
+from typing import Any, final
 
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 
 from gradsift.errors import UsageError
+from gradsift.parallel.saved import check_keys
 
 
 class AbstractVerification(ABC):
@@ -20,6 +22,14 @@ class AbstractVerification(ABC):
     @abstractmethod
     def ids(self) -> Int64[Tensor, "*runs size"]:
         """The examples for this update."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next ids depend on, besides the examples: plain values."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on with the ids that would have come next."""
+        check_keys(self, state, set())
 
 
 @final
@@ -77,6 +87,15 @@ class FreshVerification(AbstractVerification):
         places = torch.randint(self._examples.shape[-1], shape, generator=self._generator)
         return self._examples.gather(-1, places)
 
+    def state_dict(self) -> dict[str, Any]:
+        """The state of the generator."""
+        return {"generator": self._generator.get_state()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Sets the generator."""
+        check_keys(self, state, {"generator"})
+        self._generator.set_state(state["generator"])
+
 
 @final
 class RotatingVerification(AbstractVerification):
@@ -109,6 +128,24 @@ class RotatingVerification(AbstractVerification):
         found = self._sets[self._next]
         self._next = (self._next + 1) % len(self._sets)
         return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """Whose turn it is."""
+        return {"next": self._next}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on with that set.
+
+        Raises:
+            UsageError: when there are fewer sets.
+        """
+        check_keys(self, state, {"next"})
+        if not 0 <= state["next"] < len(self._sets):
+            raise UsageError(
+                f"verification set {state['next']} is next, but there are {len(self._sets)}: go on "
+                "with as many as the state was saved with"
+            )
+        self._next = int(state["next"])
 
 
 def _check(examples: Tensor) -> None:

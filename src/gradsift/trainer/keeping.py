@@ -8,19 +8,20 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from gradsift.budget import Budget
 from gradsift.checkpoint import checkpoints, read_latest, remove_checkpoints, write_checkpoint
+from gradsift.clock import AbstractClock, PausableClock
 from gradsift.data.problem import Problem
 from gradsift.errors import UsageError
 from gradsift.monitors.log import JsonLines
 from gradsift.report.summary import FILE as SUMMARY
 from gradsift.trainer.evaluation import count_examples
-from gradsift.trainer.loop import Loop
+from gradsift.trainer.interruption import Interruption
 from gradsift.trainer.settings import Settings
 
 FOLDER = "checkpoints"
@@ -28,6 +29,32 @@ FOLDER = "checkpoints"
 
 EVERY = Budget("seconds", 300)
 """Between two checkpoints: what a crash costs at most. Writing one costs no budget."""
+
+
+class Keepable(Protocol):
+    """What can be kept: a loop, or a run of parallel SGD."""
+
+    interruption: Interruption
+    clock: PausableClock
+    inner: AbstractClock
+
+    @property
+    def steps(self) -> int:
+        """How far it is, for the names of checkpoints."""
+        ...
+
+    @property
+    def epochs(self) -> float:
+        """The same in epochs."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that it needs to go on."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from there."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -89,16 +116,24 @@ class Keeper:
         settings: of the run.
         problem: that it learns.
         command: that began it.
+        more: whatever else makes the run what it is, as plain values.
     """
 
     def __init__(
-        self, out: Path, keeping: Keeping, settings: Settings, problem: Problem, command: str
+        self,
+        out: Path,
+        keeping: Keeping,
+        settings: Settings,
+        problem: Problem,
+        command: str,
+        more: Mapping[str, Any] | None = None,
     ) -> None:
         self.command = command
         self._out = out
         self._keeping = keeping
         self._made_for = {
             **settings.listed(),
+            **(more or {}),
             "data": problem.name,
             "training examples": count_examples(problem.train),
             "test examples": count_examples(problem.test),
@@ -125,7 +160,7 @@ class Keeper:
             self._metrics.cut(0 if self._saved is None else self._saved["metrics"])
         return self._metrics
 
-    def restore(self, loop: Loop) -> None:
+    def restore(self, loop: Keepable) -> None:
         """Brings a fresh loop, and the global random state, to the last checkpoint, if any."""
         if self._saved is None:
             return
@@ -134,7 +169,7 @@ class Keeper:
         self._last = _passed(loop)
         self._saved = None
 
-    def keep(self, loop: Loop) -> None:
+    def keep(self, loop: Keepable) -> None:
         """Saves the run where that is due."""
         now = _passed(loop)
         if self._last is not None and not loop.interruption.requested:
@@ -150,7 +185,7 @@ class Keeper:
         """The results are written: checkpoints have done their work."""
         remove_checkpoints(self._out / FOLDER)
 
-    def _save(self, loop: Loop) -> None:
+    def _save(self, loop: Keepable) -> None:
         state = {
             "made_for": self._made_for,
             "flags": dict(self._keeping.flags),
@@ -162,9 +197,8 @@ class Keeper:
         write_checkpoint(self._out / FOLDER, loop.steps, state)
 
 
-def _passed(loop: Loop) -> dict[str, float]:
-    epochs = loop.steps / len(loop.train)
-    return {"steps": loop.steps, "epochs": epochs, "seconds": loop.inner.now()}
+def _passed(loop: Keepable) -> dict[str, float]:
+    return {"steps": loop.steps, "epochs": loop.epochs, "seconds": loop.inner.now()}
 
 
 def _check_same(saved: Mapping[str, Any], given: Mapping[str, Any], out: Path) -> None:

@@ -94,10 +94,16 @@ class Loop:
         return self.clock.now() - self._start
 
     @property
+    def epochs(self) -> float:
+        """Passes over the training set, so far."""
+        return self.steps / len(self.train)
+
+    @property
     def share(self) -> float:
         """Of the budget that is spent, from 0 to 1."""
-        epochs = self.steps / len(self.train)
-        return self.settings.budget.progress(seconds=self.seconds, epochs=epochs, steps=self.steps)
+        return self.settings.budget.progress(
+            seconds=self.seconds, epochs=self.epochs, steps=self.steps
+        )
 
     def train_all(self) -> None:
         """Trains until the budget is spent or Ctrl-C is pressed.

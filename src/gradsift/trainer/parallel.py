@@ -1,30 +1,34 @@
-"""A run of parallel SGD on simulated workers, from its settings to its summary.
+"""A run of parallel SGD, on simulated workers or real ones, from its settings to its summary.
 
-The delays are simulated, so seconds mean nothing for the comparison of recipes: a budget is epochs
-or steps, and equal budgets are equal numbers of gradients (replays come on top and are counted).
+Simulated delays take no time, so seconds mean nothing for the comparison of recipes: a budget is
+epochs or steps, and equal budgets are equal numbers of gradients (replays come on top and are
+counted).
 """
 
 import math
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from gradsift.clock import AbstractClock, Seconds, WallClock
+from gradsift.clock import AbstractClock, PausableClock, Seconds, WallClock
 from gradsift.data.problem import Problem
 from gradsift.errors import TrainingError
-from gradsift.monitors.log import AbstractLog, JsonLines, NullLog
+from gradsift.monitors.log import AbstractLog, NullLog
+from gradsift.parallel.service import Progress, progress_of
 from gradsift.report.summary import Summary, versions, write_summary
-from gradsift.schedule import find_schedule
+from gradsift.scores.untouched import random_states
 from gradsift.trainer.evaluation import Quality, count_examples, evaluate, subsample
 from gradsift.trainer.interruption import Interruption
-from gradsift.trainer.keeping import require_free
+from gradsift.trainer.keeping import Keepable, Keeper, Keeping, require_free
 from gradsift.trainer.loop import EVALUATIONS, SUBSAMPLE, TEST_SUBSAMPLE
 from gradsift.trainer.progress import AbstractProgress, Point, Silent
 from gradsift.trainer.run import Outcome
 from gradsift.trainer.settings import Settings, check_device
-from gradsift.trainer.work import Work, prepare
+from gradsift.trainer.work import Opening, Work, prepare
 from gradsift.trainer.workers import Workers
 
 
@@ -37,6 +41,8 @@ def run_parallel(
     clock: AbstractClock | None = None,
     progress: AbstractProgress | None = None,
     command: str = "",
+    keeping: Keeping | None = None,
+    opening: Opening | None = None,
 ) -> Outcome:
     """Trains a fresh model by parallel SGD until the budget is spent.
 
@@ -47,7 +53,10 @@ def run_parallel(
         out: folder for ``summary.json`` and ``metrics.jsonl``; None keeps nothing.
         clock: where seconds come from; None reads real ones.
         progress: is told about every evaluation.
-        command: kept in the summary.
+        command: kept in the summary; that of a run that is resumed stays.
+        keeping: how often the run is saved in ``out``, and whether it goes on from there: to the
+            bit, where gradients arrive in an order that was made before.
+        opening: how real workers open the data; None sends them the problem by value.
 
     Raises:
         UsageError: when the settings do not fit, before anything is written.
@@ -63,23 +72,38 @@ def run_parallel(
     """
     device = check_device(settings.device)
     cards = range(torch.cuda.device_count()) if device.type == "cuda" else ()
-    with torch.random.fork_rng(devices=cards), Interruption() as interruption:
+    with random_states(list(cards)), Interruption() as interruption:
         torch.manual_seed(settings.seed)
+        keeping, kept = keeping or Keeping(), None
         if out is not None:
-            require_free(out)
-        work = prepare(problem, settings, workers, device)
-        run = _Run(
-            work=work,
-            log=NullLog() if out is None else JsonLines(out),
-            clock=WallClock(device) if clock is None else clock,
-            progress=Silent() if progress is None else progress,
-            interruption=interruption,
-        )
-        run.train_all()
-        summary = run.summarise(command)
-        if out is not None:
-            write_summary(out, summary)
+            if not keeping.resume:
+                require_free(out)
+            kept = Keeper(out, keeping, settings, problem, command, workers.listed())
+        work = prepare(problem, settings, workers, device, opening)
+        with closing(work.crew):
+            run = _Run(
+                work=work,
+                log=NullLog() if kept is None else kept.open_log(),
+                inner=WallClock(device) if clock is None else clock,
+                progress=Silent() if progress is None else progress,
+                interruption=interruption,
+                keep=_nowhere if kept is None else kept.keep,
+            )
+            if kept is not None:
+                kept.restore(run)
+            run.train_all()
+            summary = run.summarise(command if kept is None else kept.command)
+            if out is not None:
+                work.crew.write(out)
+                write_summary(out, summary)
+            if kept is not None and not interruption.requested:
+                kept.end()
     return Outcome(summary, work.model, interruption.requested)
+
+
+def _nowhere(run: Keepable) -> None:
+    """Where a run without a folder is saved."""
+    del run
 
 
 @dataclass(eq=False)
@@ -88,57 +112,93 @@ class _Run:
 
     work: Work
     log: AbstractLog
-    clock: AbstractClock
+    inner: AbstractClock
     progress: AbstractProgress
     interruption: Interruption
+    keep: Callable[[Keepable], None]
     spent: Seconds = field(default_factory=Seconds)
-    batches: int = 0
+    at: Progress = Progress(received=0, version=0, replays=0, evaluations=0, finite=True)
 
     def __post_init__(self) -> None:
+        self.clock = PausableClock(self.inner)
+        self._due = 1 / EVALUATIONS
         problem, seed = self.work.problem, self.work.settings.seed
         self._followed = subsample(problem.train, SUBSAMPLE, seed)
         self._followed_test = subsample(problem.test, TEST_SUBSAMPLE, seed)
 
     @property
+    def steps(self) -> int:
+        """Batches whose gradients have arrived."""
+        return self.at.received * self.work.workers.batches_per_round
+
+    @property
+    def epochs(self) -> float:
+        return self.steps / self.work.per_epoch
+
+    @property
     def share(self) -> float:
-        return min(1.0, self.batches / self.work.total)
+        return min(1.0, self.steps / self.work.total)
 
     def train_all(self) -> None:
-        self._note("settings", **self._settings())
-        self._evaluate()
-        due = 1 / EVALUATIONS
-        while self.share < 1 and not self.interruption.requested:
-            self._round()
-            if self.share >= due:
-                self._evaluate()
-                due = (math.floor(self.share * EVALUATIONS) + 1) / EVALUATIONS
+        self.keep(self)
+        if not self.steps:
+            self._note("settings", **self._settings())
+            self._evaluate()
+        try:
+            while self.share < 1 and not self.interruption.requested:
+                self._round()
+                if self.share >= self._due:
+                    self._evaluate()
+                    self._due = (math.floor(self.share * EVALUATIONS) + 1) / EVALUATIONS
+                self.keep(self)
+        except TrainingError as error:
+            self._note("failed", text=str(error))
+            raise
+        self._refresh()
         if self.interruption.requested:
             self._note("interrupted", share=self.share)
 
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "crew": self.work.crew.state_dict(),
+            "spent": dict(self.spent.spent),
+            "clock": self.clock.state_dict(),
+            "due": self._due,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.work.crew.load_state_dict(state["crew"])
+        self.at = progress_of(self.work.server, self.work.guide)
+        self.spent.spent.update(state["spent"])
+        self.clock.load_state_dict(state["clock"])
+        self._due = state["due"]
+
+    def _refresh(self) -> None:
+        """Brings the model here to where training is."""
+        self.work.crew.refresh()
+        self.at = progress_of(self.work.server, self.work.guide)
+
     def _round(self) -> None:
-        settings, server = self.work.settings, self.work.server
-        size = self.work.workers.batches_per_round
-        before = server.version
+        before, size = self.at, self.work.settings.batch_size
         with self.clock.timing(self.spent, "training"):
-            factor = find_schedule(settings.schedule)(self.share)
-            for group in server.optimizer.param_groups:
-                group["lr"] = settings.learning_rate * factor
-            next(self.work.rounds)
-            replays = server.version - before - 1
-            self.clock.charge(trained=(size + replays) * settings.batch_size)
-        self.batches += size
-        if not all(bool(torch.isfinite(weight).all()) for weight in server.weights):
-            error = TrainingError(
-                f"after {server.version} updates the weights are not finite: lower the learning "
+            self.at = self.work.crew.advance()
+            rounds = max(0, self.at.received - before.received)
+            replays = max(0, self.at.replays - before.replays)
+            per_round = self.work.workers.batches_per_round
+            self.clock.charge(trained=(rounds * per_round + replays) * size)
+        for text in self.work.crew.news():
+            self._note("workers", text=text)
+        if not self.at.finite:
+            raise TrainingError(
+                f"after {self.at.version} updates the weights are not finite: lower the learning "
                 "rate or shorten the delay"
             )
-            self._note("failed", text=str(error))
-            raise error
-        self.progress.moved(self.share, server.version)
+        self.progress.moved(self.share, self.at.version)
 
     def _evaluate(self) -> None:
+        self._refresh()
         train, test = self._quality(self._followed), self._quality(self._followed_test)
-        step, seconds = self.work.server.version, self.spent["training"]
+        step, seconds = self.at.version, self.spent["training"]
         self.log.write(
             "eval",
             step=step,
@@ -152,23 +212,22 @@ class _Run:
         self.progress.evaluated(point)
 
     def summarise(self, command: str) -> Summary:
-        work, guide = self.work, self.work.guide
+        work, at = self.work, self.at
         train, test = self._quality(work.problem.train), self._quality(work.problem.test)
         if not (math.isfinite(train.loss) and math.isfinite(test.loss)):
             raise TrainingError(
-                f"after {work.server.version} updates the loss is {train.loss} on the training "
+                f"after {at.version} updates the loss is {train.loss} on the training "
                 f"set and {test.loss} on the test set: lower the learning rate"
             )
-        replays, evaluations = (guide.replays, guide.evaluations) if guide else (0, 0)
         size = work.settings.batch_size
         return Summary(
             recipe=work.workers.recipe,
             data=work.problem.name,
             model=work.settings.model,
             seed=work.settings.seed,
-            steps=work.server.version,
-            examples_trained=(self.batches + replays) * size,
-            examples_scored=evaluations * size,
+            steps=at.version,
+            examples_trained=(self.steps + at.replays) * size,
+            examples_scored=at.evaluations * size,
             seconds_total=self.spent["training"],
             seconds_loading=0.0,
             seconds_scoring=0.0,
@@ -178,16 +237,21 @@ class _Run:
             train_error=train.error,
             test_loss=test.loss,
             test_error=test.error,
-            gate={"state": "off", "reason": self._in_words(replays), "opened_at_step": None},
-            engine={"kind": work.workers.backend, "workers_lost": 0, "restarts": 0},
+            gate={"state": "off", "reason": self._in_words(at.replays), "opened_at_step": None},
+            engine={
+                "kind": work.crew.kind,
+                "workers_lost": work.crew.workers_lost,
+                "restarts": work.crew.restarts,
+            },
             versions=versions(),
             command=command,
         )
 
     def _in_words(self, replays: int) -> str:
         workers = self.work.workers
+        kind = "real" if workers.backend == "ray" else "simulated"
         return (
-            f"{workers.count} simulated workers draw uniformly, delay {workers.delay_in_words()}, "
+            f"{workers.count} {kind} workers draw uniformly, delay {workers.delay_in_words()}, "
             f"compensation {workers.compensation}, {replays} replays"
         )
 
@@ -207,5 +271,5 @@ class _Run:
             return evaluate(self.work.model, self.work.problem, data, self.work.device)
 
     def _note(self, name: str, **values: Any) -> None:
-        step, seconds = self.work.server.version, self.spent["training"]
+        step, seconds = self.at.version, self.spent["training"]
         self.log.write("event", step=step, seconds=seconds, name=name, **values)

@@ -3,8 +3,9 @@
 A step of such a run is a batch that a worker computed; corrections come on top.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -35,6 +36,8 @@ from gradsift.parallel import (
     parse_delay,
     ssgd,
 )
+from gradsift.parallel.tickets import AbstractTickets
+from gradsift.trainer.backends import MEASURED, check_backend, is_schedule, recorded, tickets_for
 
 PARALLEL: Mapping[str, str] = MappingProxyType(
     {
@@ -76,11 +79,14 @@ class Workers:
         recipe: a name out of `PARALLEL`.
         count: workers.
         delay: in the words of `parse_delay`: the age of gradients in updates, for ssp the seconds
-            that each takes; None takes ``constant:count−1``, for ssp 1 to 2.5 seconds.
-        backend: simulate.
+            that each takes; ``arrivals:FILE`` plays what a run on real workers recorded, and
+            ``measured`` is as late as real workers are. None takes ``measured`` on ray, otherwise
+            ``constant:count−1``, for ssp 1 to 2.5 seconds.
+        backend: simulate, or ray for processes on a cluster.
         compensation: a name out of `COMPENSATIONS`.
         rho: batches in the window that is replayed from.
         bound: for ssp, how many gradients a worker may be ahead.
+        address: of the Ray cluster to join; None starts Ray on this machine.
 
     Raises:
         UsageError: for a value that cannot work or means nothing for the recipe.
@@ -100,14 +106,13 @@ class Workers:
     compensation: str = "none"
     rho: int = 10
     bound: int = 3
+    address: str | None = None
 
     def __post_init__(self) -> None:
         if self.recipe not in PARALLEL:
             raise UsageError(f"recipe {self.recipe!r} is none of {', '.join(PARALLEL)}")
         if self.count < 1:
             raise UsageError(f"{self.count} workers received, expected at least 1")
-        if self.backend != "simulate":
-            raise UsageError(f"backend {self.backend!r} is unknown: choose simulate")
         if self.compensation not in COMPENSATIONS:
             raise UsageError(
                 f"compensation {self.compensation!r} is unknown: choose one of "
@@ -118,7 +123,10 @@ class Workers:
         if self.bound < 0:
             raise UsageError(f"bound {self.bound} received, expected at least 0")
         self._check_meaning()
-        self.schedule()
+        words, synchronous = self.delay_in_words(), self.recipe in SYNCHRONOUS
+        check_backend(self.backend, self.recipe, words, self.address, synchronous=synchronous)
+        if is_schedule(words):
+            self.schedule()
 
     def _check_meaning(self) -> None:
         if self.delay is not None and self.recipe not in DELAYED:
@@ -144,15 +152,23 @@ class Workers:
                 "1 worker received, but 'gssgd' replays what the others computed: use 2 or more"
             )
 
+    def tickets(self, count: int, arrivals: Sequence[Arrival]) -> AbstractTickets:
+        """What real workers are asked for."""
+        bound = self.bound if self.recipe == "ssp" else None
+        return tickets_for(self.delay_in_words(), arrivals, count, self.count, bound)
+
     def schedule(self) -> AbstractDelay:
         """The delays that were asked for."""
         words = self.delay_in_words()
         return ConstantDelay(0) if words == "none" else parse_delay(words)
 
     def arrivals(self, count: int, generator: torch.Generator) -> list[Arrival]:
-        """The order of so many gradients; none where all workers wait for each other."""
-        if self.recipe in SYNCHRONOUS:
+        """The order of so many gradients; none where it is not known before."""
+        delay = self.delay_in_words()
+        if self.recipe in SYNCHRONOUS or delay == MEASURED:
             return []
+        if (recording := recorded(delay, count)) is not None:
+            return list(recording.arrivals)
         if self.recipe == "ssp":
             return arrivals_by_race(self.schedule(), self.count, count, generator, self.bound)
         return arrivals_by_age(self.schedule(), self.count, count, generator)
@@ -203,8 +219,12 @@ class Workers:
 
     def delay_in_words(self) -> str:
         """As it was asked for, or what stands for it."""
-        if self.delay is not None or self.recipe not in DELAYED:
-            return self.delay or "none"
+        if self.delay is not None:
+            return self.delay
+        if self.backend == "ray":
+            return MEASURED
+        if self.recipe not in DELAYED:
+            return "none"
         return "uniform:1.0:2.5" if self.recipe == "ssp" else f"constant:{self.count - 1}"
 
     def listed(self) -> dict[str, Any]:
