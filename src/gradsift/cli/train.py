@@ -33,11 +33,13 @@ from gradsift.cli.flags import (
     find_clock,
 )
 from gradsift.cli.parallel import (
+    Average,
     Backend,
     Bound,
     Compensation,
     Delay,
     Rho,
+    Sampler,
     WorkerCount,
     find_workers,
 )
@@ -115,11 +117,15 @@ def train(
     compensation: Compensation = None,
     rho: Rho = None,
     bound: Bound = None,
+    sampler: Sampler = None,
+    average: Average = None,
 ) -> int:
     """Train a model on a data set, and write a summary, measurements and a report."""
     found = {"count": workers, "delay": delay, "backend": backend, "rho": rho, "bound": bound}
     others = {"pool-ratio": pool_ratio, "spend": spend, "engine": engine}
-    team = find_workers(recipe, others, **found, compensation=compensation)
+    team = find_workers(
+        recipe, others, **found, compensation=compensation, sampler=sampler, average=average
+    )
     if team is not None and resume:
         raise UsageError(
             f"--resume received, but a run of {recipe!r} keeps no checkpoints: begin another one"

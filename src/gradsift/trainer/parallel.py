@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
 
 from gradsift.clock import AbstractClock, Seconds, WallClock
 from gradsift.data.problem import Problem
 from gradsift.errors import TrainingError
+from gradsift.fitting import recalibrate_batch_norm
 from gradsift.monitors.log import AbstractLog, JsonLines, NullLog
+from gradsift.parallel import TailAverage
 from gradsift.report.summary import Summary, versions, write_summary
 from gradsift.schedule import find_schedule
 from gradsift.trainer.evaluation import Quality, count_examples, evaluate, subsample
@@ -93,6 +96,7 @@ class _Run:
     interruption: Interruption
     spent: Seconds = field(default_factory=Seconds)
     batches: int = 0
+    average: TailAverage = field(default_factory=TailAverage)
 
     def __post_init__(self) -> None:
         problem, seed = self.work.problem, self.work.settings.seed
@@ -112,6 +116,7 @@ class _Run:
             if self.share >= due:
                 self._evaluate()
                 due = (math.floor(self.share * EVALUATIONS) + 1) / EVALUATIONS
+        self._settle()
         if self.interruption.requested:
             self._note("interrupted", share=self.share)
 
@@ -134,7 +139,21 @@ class _Run:
             )
             self._note("failed", text=str(error))
             raise error
+        if self.share > 1 - self.work.workers.average:
+            self.average.add(server.weights)
         self.progress.moved(self.share, server.version)
+
+    def _settle(self) -> None:
+        """Takes the averaged weights where some were averaged, with statistics of their own."""
+        if not self.average.count or self.interruption.requested:
+            return
+        with torch.no_grad():
+            for weight, mean in zip(self.work.server.weights, self.average.weights, strict=True):
+                weight.copy_(mean)
+        loader = DataLoader(self._followed, batch_size=512, generator=torch.Generator())
+        recalibrate_batch_norm(self.work.model, loader)
+        self._note("averaged", updates=self.average.count)
+        self._evaluate()
 
     def _evaluate(self) -> None:
         train, test = self._quality(self._followed), self._quality(self._followed_test)
@@ -178,16 +197,30 @@ class _Run:
             train_error=train.error,
             test_loss=test.loss,
             test_error=test.error,
-            gate={"state": "off", "reason": self._in_words(replays), "opened_at_step": None},
+            gate=self._gate(replays),
             engine={"kind": work.workers.backend, "workers_lost": 0, "restarts": 0},
             versions=versions(),
             command=command,
         )
 
+    def _gate(self, replays: int) -> dict[str, Any]:
+        drawn = self.work.drawn is not None
+        return {
+            "state": "on" if drawn else "off",
+            "reason": self._in_words(replays),
+            "opened_at_step": 1 if drawn else None,
+        }
+
     def _in_words(self, replays: int) -> str:
-        workers = self.work.workers
+        workers, drawn = self.work.workers, self.work.drawn
+        draw = "draw uniformly"
+        if drawn is not None:
+            draw = (
+                f"draw from one score table, by scores {drawn.mean_age:.1f} updates old, with "
+                f"{drawn.gain:.2f} times less of a second moment than uniformly"
+            )
         return (
-            f"{workers.count} simulated workers draw uniformly, delay {workers.delay_in_words()}, "
+            f"{workers.count} simulated workers {draw}, delay {workers.delay_in_words()}, "
             f"compensation {workers.compensation}, {replays} replays"
         )
 

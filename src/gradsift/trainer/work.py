@@ -12,7 +12,13 @@ from torch.utils.data import default_collate
 
 from gradsift.data.problem import Problem
 from gradsift.errors import UsageError
-from gradsift.parallel import AbstractGuide, ModuleObjective, ParameterServer, longest_age
+from gradsift.parallel import (
+    AbstractGuide,
+    DrawnBatches,
+    ModuleObjective,
+    ParameterServer,
+    longest_age,
+)
 from gradsift.trainer.evaluation import count_examples
 from gradsift.trainer.run import make_model
 from gradsift.trainer.settings import Settings
@@ -31,6 +37,7 @@ class Work:
         device: where.
         server: holds the weights.
         guide: who replays, or None.
+        drawn: what workers draw from their table, or None where batches are shuffled.
         rounds: the algorithm, a round at a time.
         total: batches until the budget is spent.
     """
@@ -42,6 +49,7 @@ class Work:
     device: torch.device
     server: ParameterServer
     guide: AbstractGuide | None
+    drawn: DrawnBatches | None
     rounds: Iterator[int]
     total: int
 
@@ -75,7 +83,8 @@ def prepare(problem: Problem, settings: Settings, workers: Workers, device: torc
     guide = workers.guide(order[:aside], torch.Generator().manual_seed(settings.seed))
     objective = ModuleObjective(model, problem.loss_fn, fetch, device)
     stream = islice(shuffled(order[aside:], size, seeds), total)
-    rounds = workers.rounds(server, objective, arrivals, stream, guide)
+    drawn = workers.drawn(examples, size, settings.seed)
+    rounds = workers.rounds(server, objective, arrivals, stream, guide, drawn)
     return Work(
         problem=problem,
         settings=settings,
@@ -84,6 +93,7 @@ def prepare(problem: Problem, settings: Settings, workers: Workers, device: torc
         device=device,
         server=server,
         guide=guide,
+        drawn=drawn,
         rounds=rounds,
         total=total,
     )
