@@ -89,7 +89,7 @@ def find_workers(recipe: str, sampling: Mapping[str, Any], **flags: Any) -> Work
     for name, value in sampling.items():
         if value is not None:
             raise UsageError(
-                f"--{name} received, but it means nothing to the workers of {recipe!r}: leave it out"
+                f"--{name} received, but it means nothing to workers of {recipe!r}: leave it out"
             )
     if "bound" in given and recipe != "ssp":
         raise UsageError(f"--bound received, but {recipe!r} has none: leave it out, or use ssp")
