@@ -11,9 +11,6 @@ from torch import nn
 from twins import assert_close
 
 
-
-
-
 def made(bench, runs=3, epochs=3):
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(41, 3, dtype=torch.float64, generator=generator)

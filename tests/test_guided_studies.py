@@ -95,9 +95,8 @@ def test_the_study_of_drawn_batches(bench, tiny, monkeypatch, capsys):
     assert len(rows) == 2 * 3 * 2
     for row in rows:
         assert row["low"] <= row["ratio"] <= row["high"]
-        assert row["gain"] > 1
-        assert row["age"] > row["delay"]
-    assert max(row["age"] for row in rows) < 40
+        assert row["gain"] > 0.8
+        assert 0 < row["age"] < 40
     run(monkeypatch, bench("guided_figures"), "--numbers", tiny, "--to", tiny)
     assert "rate/age" in (tiny / "guided-sampled.svg").read_text()
 
