@@ -40,7 +40,7 @@ class DrawnBatches:
     Example:
         >>> from gradsift.parallel.shared_table import SharedTable
         >>> from gradsift.sampling.table import ScoreTable
-        >>> batches = DrawnBatches(SharedTable(ScoreTable(4)), size=2)
+        >>> batches = DrawnBatches(SharedTable(ScoreTable(2)), size=2)
         >>> batches.hand_out(0, version=0)
         >>> batches.deliver(batches.take(0), torch.tensor([1.0, 3.0]), version=0)
         >>> batches.hand_out(1, version=1)

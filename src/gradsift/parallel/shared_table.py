@@ -123,7 +123,7 @@ class PopulationTable(AbstractSharedTable):
 
     Example:
         >>> tables = PopulationTable(2, 5, generator=torch.Generator())
-        >>> tables.draw(3).weights.tolist()
+        >>> tables.draw(3).weights.round(decimals=6).tolist()
         [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
     """
 
