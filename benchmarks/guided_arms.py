@@ -1,10 +1,10 @@
-"""The arms of the delay table, and one batched simulation of an arm.
+"""The arms of the delay studies, and one batched simulation of an arm.
 
 All runs of an arm train side by side in float64. A run ends after the same number of updates,
 replays included, so an arm that replays sees fewer new batches. Delays are constant.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain, repeat
 from typing import Any
@@ -21,32 +21,38 @@ from gradsift.parallel import (
     Alignment,
     ConstantDelay,
     DelayCompensated,
+    DrawnBatches,
     Easiest,
     FreshVerification,
     GapAware,
     Hardest,
     LearningRateByAge,
+    MovementAlignment,
     OwnLossChange,
     ParameterServer,
+    PopulationTable,
     Random,
     Replay,
+    TailAverage,
     Uncompensated,
     WindowGuide,
     arrivals_by_age,
     asgd,
+    sampled_asgd,
 )
 from guided_problem import Runs
 
 RHO = 10
-VERIFICATION = 16
-"""Examples of a fresh draw: four batches, as the author's CNN code sets aside."""
+SETS = 4
+"""A fresh draw for verification is as large as four batches, as in the author's CNN code."""
 
-GuideMaker = Callable[[Runs, int], AbstractGuide | None]
+GuideMaker = Callable[[Tensor, int, int], AbstractGuide | None]
+"""From the training ids of every run, the batch size and a seed."""
 
 
-def unguided(runs: Runs, seed: int) -> None:
+def unguided(ids: Tensor, size: int, seed: int) -> None:
     """Nobody replays."""
-    del runs, seed
+    del ids, size, seed
 
 
 def always(selector: AbstractSelector | None) -> Callable[[torch.Generator], Any]:
@@ -61,30 +67,39 @@ def always(selector: AbstractSelector | None) -> Callable[[torch.Generator], Any
 
 @dataclass(frozen=True)
 class Arm:
-    """A compensation rule and a guide; both are made anew for each simulation."""
+    """What is done about delay; everything is made anew for each simulation.
+
+    Attributes:
+        compensation: of late gradients.
+        guide: who replays.
+        average: whether the weights of the second half of the updates are averaged at the end.
+        uniform: share of uniform draws where workers draw from a shared table, 1 for draws that
+            are all uniform; None for shuffled batches.
+    """
 
     compensation: Callable[[], AbstractCompensation] = Uncompensated
     guide: GuideMaker = unguided
+    average: bool = False
+    uniform: float | None = None
 
 
 def guided(make: Callable[[torch.Generator], AbstractSelector | None]) -> GuideMaker:
     """GSGD by windows of ρ updates, with fresh verification data and some selector."""
 
-    def guide(runs: Runs, seed: int) -> AbstractGuide:
-        pool = torch.arange(runs.examples).expand(len(runs.start), -1)
-        fresh = FreshVerification(pool, VERIFICATION, torch.Generator().manual_seed(seed))
+    def guide(ids: Tensor, size: int, seed: int) -> AbstractGuide:
+        fresh = FreshVerification(ids, SETS * size, torch.Generator().manual_seed(seed))
         selector = make(torch.Generator().manual_seed(seed + 1))
         return WindowGuide(fresh, rho=RHO, selector=selector)
 
     return guide
 
 
-def replay(count: int, rho: int = RHO, uniform: float = 1.0) -> GuideMaker:
+def replay(count: int, uniform: float = 1.0) -> GuideMaker:
     """Replays at random, without verification."""
 
-    def guide(runs: Runs, seed: int) -> AbstractGuide:
-        del runs
-        return Replay(torch.Generator().manual_seed(seed), rho, count, uniform)
+    def guide(ids: Tensor, size: int, seed: int) -> AbstractGuide:
+        del ids, size
+        return Replay(torch.Generator().manual_seed(seed), RHO, count, uniform)
 
     return guide
 
@@ -100,6 +115,7 @@ ARMS: dict[str, Arm] = {
     "gSGD, hardest": Arm(guide=guided(always(Hardest()))),
     "gSGD, easiest": Arm(guide=guided(always(Easiest()))),
     "gSGD, alignment": Arm(guide=guided(always(Alignment()))),
+    "gSGD, movement": Arm(guide=guided(always(MovementAlignment()))),
     "gSGD, own loss": Arm(guide=guided(always(OwnLossChange()))),
     "replay 5 of 10": Arm(guide=replay(5)),
     "replay by loss": Arm(guide=replay(5, uniform=0.5)),
@@ -108,16 +124,44 @@ ARMS: dict[str, Arm] = {
 }
 """DC-ASGD's strengths are small: 0.1 and more diverged on some tables, in trials on other seeds."""
 
+AVERAGED: dict[str, Arm] = {
+    f"{name}, averaged": Arm(ARMS[name].compensation, ARMS[name].guide, average=True)
+    for name in (
+        *("none", "rate/age", "gap-aware", "gSGD (consistent)", "replay 5 of 10"),
+        *("gap-aware, replay", "rate/age, replay"),
+    )
+}
+
+DRAWN: dict[str, Arm] = {
+    "uniform draws": Arm(uniform=1.0),
+    "table": Arm(uniform=0.2),
+    "rate/age, uniform draws": Arm(LearningRateByAge, uniform=1.0),
+    "rate/age, table": Arm(LearningRateByAge, uniform=0.2),
+}
+"""Workers that draw from a shared table, and the control that differs by the scores alone."""
+
+ALL = ARMS | AVERAGED | DRAWN
+
+FIRST_DEFAULT = "rate/age, replay"
+"""Chosen on ten splits (seeds 5000 to 5009), before the table ran for the first time."""
+
 DEFAULT = "rate/age, replay"
-"""The recommended default, chosen on ten other splits (seeds 5000 to 5009) before the table ran."""
+"""The recommended default; ``guided_default.py`` says how it was chosen."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a simulation ended with, per run."""
+    """What a simulation ended with.
+
+    Attributes:
+        loss: final test loss of every run.
+        accuracy: final test accuracy of every run, in percent.
+        drawn: what was measured of draws from a table; None for shuffled batches.
+    """
 
     loss: Tensor
     accuracy: Tensor
+    drawn: DrawnBatches | None = None
 
 
 def simulate(runs: Runs, arm: Arm, delay: int, lr: float, updates: int, seed: int) -> Result:
@@ -126,19 +170,52 @@ def simulate(runs: Runs, arm: Arm, delay: int, lr: float, updates: int, seed: in
     server = ParameterServer(
         [weights], SGD([weights], lr=lr), compensation=arm.compensation(), memory=delay
     )
-    guide = arm.guide(runs, seed)
-    generator = torch.Generator().manual_seed(seed)
-    arrivals = arrivals_by_age(ConstantDelay(delay), delay + 1, updates, generator)
-    stream = chain.from_iterable(repeat(runs.batches.unbind(1)))
+    size = runs.batches.shape[-1]
+    guide = arm.guide(runs.ids, size, seed)
+    drawn = drawn_of(runs, arm, size, seed)
+    average, averaging = TailAverage(), False
     ended, done = runs.start.clone(), torch.zeros(len(runs.start), dtype=torch.bool)
-    for received in asgd(server, runs.train, arrivals, stream, guide):
+    for received in rounds_of(runs, server, guide, drawn, delay, updates, seed):
+        if averaging:
+            average.add(server.weights)
         if received % RHO and received < updates:
             continue
-        count = received + (0 if guide is None else guide.corrections)
-        ready = (torch.as_tensor(count) >= updates) & ~done
+        count = torch.as_tensor(received + (0 if guide is None else guide.corrections))
+        averaging = arm.average and int(count.min()) >= updates // 2
+        ready = (count >= updates) & ~done
         if bool(ready.any()):
-            ended[ready] = weights.detach()[ready]
+            now = average.weights[0] if arm.average else server.weights[0]
+            ended[ready] = now[ready]
             done |= ready
             if bool(done.all()):
                 break
-    return Result(runs.test_loss(ended), runs.accuracy(ended))
+    return Result(runs.test_loss(ended), runs.accuracy(ended), drawn)
+
+
+def drawn_of(runs: Runs, arm: Arm, size: int, seed: int) -> DrawnBatches | None:
+    """The batches that an arm's workers draw; None where they are shuffled."""
+    if arm.uniform is None:
+        return None
+    generator = torch.Generator().manual_seed(seed)
+    table = PopulationTable(
+        len(runs.start), runs.examples, uniform=arm.uniform, generator=generator
+    )
+    return DrawnBatches(table, size)
+
+
+def rounds_of(
+    runs: Runs,
+    server: ParameterServer,
+    guide: AbstractGuide | None,
+    drawn: DrawnBatches | None,
+    delay: int,
+    updates: int,
+    seed: int,
+) -> Iterator[int]:
+    """Asynchronous SGD on shuffled or drawn batches."""
+    generator = torch.Generator().manual_seed(seed)
+    arrivals = arrivals_by_age(ConstantDelay(delay), delay + 1, updates, generator)
+    if drawn is not None:
+        return sampled_asgd(server, runs.train, arrivals, drawn)
+    stream = chain.from_iterable(repeat(runs.batches.unbind(1)))
+    return asgd(server, runs.train, arrivals, stream, guide)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradsift.parallel import AbstractObjective
+from gradsift.parallel import AbstractScoredObjective
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def read_table(folder: Path, table: Table) -> tuple[Tensor, Tensor]:
 
 
 @final
-class Logistic(AbstractObjective):
+class Logistic(AbstractScoredObjective):
     """``e = mean log(1 + exp(−y·xᵀw))`` of R runs: ``x [R, N, d]``, ``y [R, N]``, ``w [R, d]``."""
 
     def __init__(self, x: Tensor, y: Tensor) -> None:
@@ -76,6 +76,14 @@ class Logistic(AbstractObjective):
         rows = self.signed[self._rows, batch]
         margins = torch.bmm(rows, weights[0].detach().unsqueeze(-1))
         return [(rows * -torch.sigmoid(-margins)).mean(1)]
+
+    def scored_gradient(self, weights, batch, importance):
+        """The weighted gradient, and the exact norm of each example's: ``σ(−y·xᵀw)·‖x‖``."""
+        rows = self.signed[self._rows, batch]
+        margins = torch.bmm(rows, weights[0].detach().unsqueeze(-1))
+        slopes = torch.sigmoid(-margins)
+        gradient = (rows * (-slopes * importance.unsqueeze(-1))).mean(1)
+        return [gradient], slopes.squeeze(-1) * rows.norm(dim=-1)
 
     def loss(self, weights, batch):
         """One mean per run."""
@@ -103,6 +111,11 @@ class Runs:
     per_epoch: int
     start: Tensor
     examples: int
+
+    @property
+    def ids(self) -> Tensor:
+        """All training ids of every run, ``[R, examples]``."""
+        return torch.arange(self.examples).expand(len(self.start), -1)
 
     def accuracy(self, weights: Tensor) -> Tensor:
         """Share of right test labels, in percent."""

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from gradsift.parallel import AbstractObjective
+from gradsift.parallel import AbstractScoredObjective
 
 
-class Lines(AbstractObjective):
+class Lines(AbstractScoredObjective):
     """``e = mean (x·w + c − y)²/2``, for one run (``x [N, d]``) or several (``x [R, N, d]``)."""
 
     def __init__(self, x: Tensor, y: Tensor) -> None:
@@ -17,6 +17,13 @@ class Lines(AbstractObjective):
         size = residual.shape[-1]
         slope = (residual.unsqueeze(-1) * x).sum(-2) / size
         return [slope, residual.sum(-1, keepdim=True) / size]
+
+    def scored_gradient(self, weights, batch, importance):
+        x, residual = self._residual(weights, batch)
+        size, weighted = residual.shape[-1], importance * residual
+        slope = (weighted.unsqueeze(-1) * x).sum(-2) / size
+        scores = residual.abs() * (x.square().sum(-1) + 1).sqrt()
+        return [slope, weighted.sum(-1, keepdim=True) / size], scores
 
     def loss(self, weights, batch):
         return self._residual(weights, batch)[1].square().mean(-1) / 2

@@ -1,24 +1,14 @@
 """The benchmarks of guided SGD compute what they say: their objective, pairing and statistics."""
 
-import importlib
 import math
-from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import nn
 
 from twins import assert_close
-
-ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Imports a benchmark by name."""
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    return importlib.import_module
 
 
 def made(bench, runs=3, epochs=3):
@@ -81,24 +71,97 @@ def test_a_simulation_without_delay_is_sgd_for_so_many_updates(bench):
         assert_close(found.loss[run], expected)
 
 
+def test_scored_gradients_are_weighted_sums_with_exact_norms(bench):
+    _, _, runs = made(bench)
+    batch = runs.batches[:, 1]
+    importance = torch.rand(batch.shape, dtype=torch.float64) + 0.2
+    (gradient,), scores = runs.train.scored_gradient([runs.start], batch, importance)
+    for run in range(3):
+        leaf = runs.start[run].clone().requires_grad_()
+        parts = [
+            torch.autograd.grad(nn.functional.softplus(-(runs.train.signed[run, k] @ leaf)), leaf)[0]
+            for k in batch[run].tolist()
+        ]
+        assert_close(scores[run], torch.stack([part.norm() for part in parts]))
+        weighted = [w * part for w, part in zip(importance[run], parts, strict=True)]
+        assert_close(gradient[run], torch.stack(weighted).sum(0) / 4)
+
+
+def test_an_averaged_arm_ends_with_the_mean_of_its_second_half(bench):
+    _, _, runs = made(bench, epochs=10)
+    arms = bench("guided_arms")
+    found = arms.simulate(runs, arms.ALL["none, averaged"], 0, 0.5, 40, 0)
+    for run in range(3):
+        leaf, kept = nn.Parameter(runs.start[run].clone()), []
+        for step, batch in enumerate(runs.batches[run, :40]):
+            rows = runs.train.signed[run][batch]
+            (gradient,) = torch.autograd.grad(nn.functional.softplus(-(rows @ leaf)).mean(), leaf)
+            leaf.data -= 0.5 * gradient
+            if step >= 20:
+                kept.append(leaf.detach().clone())
+        mean = torch.stack(kept).mean(0)
+        expected = nn.functional.softplus(-(runs.test.signed[run] @ mean)).mean()
+        assert_close(found.loss[run], expected)
+
+
 def test_every_arm_learns(bench):
     _, _, runs = made(bench, epochs=20)
     arms = bench("guided_arms")
-    assert arms.DEFAULT in arms.ARMS
-    for name, arm in arms.ARMS.items():
+    assert {arms.DEFAULT, arms.FIRST_DEFAULT} <= set(arms.ALL)
+    for name, arm in arms.ALL.items():
         found = arms.simulate(runs, arm, 3, 0.5, 120, 0)
         assert float(found.loss.mean()) < 0.8 * float(runs.test_loss(runs.start).mean()), name
+        assert (found.drawn is not None) == (name in arms.DRAWN)
 
 
 def test_holm_and_the_bound_are_the_textbook_s(bench):
-    table = bench("guided_table")
+    statistics = bench("guided_statistics")
     values = [0.01, 0.04, 0.03, 0.005]
-    assert table.holm(values) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert table.holm([0.9, 0.6]) == [1.0, 1.0]
+    assert statistics.holm(values) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert statistics.holm([0.9, 0.6]) == [1.0, 1.0]
     differences = torch.tensor([0.1, 0.4, -0.2, 0.3, 0.5], dtype=torch.float64).numpy()
     mean = sum(differences) / 5
     deviation = math.sqrt(sum((d - mean) ** 2 for d in differences) / 4)
-    assert table.lower(differences) == pytest.approx(mean - 2.131847 * deviation / math.sqrt(5))
+    expected = mean - 2.131847 * deviation / math.sqrt(5)
+    assert statistics.lower(differences) == pytest.approx(expected)
+
+
+def test_ratios_are_t_tests_of_logs(bench):
+    statistics = bench("guided_statistics")
+    generator = np.random.default_rng(1)
+    ours, theirs = generator.lognormal(0.2, 0.3, (2, 3, 12))
+    one = statistics.paired(ours[0], theirs[0])
+    logs = np.log(ours[0]) - np.log(theirs[0])
+    textbook = stats.ttest_1samp(logs, 0)
+    interval = textbook.confidence_interval(0.95)
+    assert one.chance == pytest.approx(textbook.pvalue)
+    expected = (np.exp(logs.mean()), np.exp(interval.low), np.exp(interval.high))
+    assert (one.mean, one.low, one.high) == pytest.approx(expected)
+    three = statistics.pooled(list(ours), list(theirs))
+    means = [float(np.mean(np.log(a / b))) for a, b in zip(ours, theirs, strict=True)]
+    parts = [np.var(np.log(a / b), ddof=1) / 12 for a, b in zip(ours, theirs, strict=True)]
+    error = math.sqrt(sum(parts)) / 3
+    degrees = sum(parts) ** 2 / sum(part**2 / 11 for part in parts)
+    reach = stats.t.ppf(0.975, degrees) * error
+    assert three.mean == pytest.approx(math.exp(sum(means) / 3))
+    assert three.high == pytest.approx(math.exp(sum(means) / 3 + reach))
+    assert 11 <= degrees <= 33
+
+
+def test_a_share_is_a_ratio_of_sums_over_tables_with_a_gap(bench):
+    statistics = bench("guided_statistics")
+    noise = 0.01 * np.random.default_rng(2).standard_normal((3, 3, 20))
+    late = [5 + noise[0, 0], 3 + noise[0, 1], 1 + noise[0, 2]]
+    ours = [2 + noise[1, 0], 2 + noise[1, 1], 9 + noise[1, 2]]
+    fresh = [1 + noise[2, 0], 1 + noise[2, 1], 1.5 + noise[2, 2]]
+    share = statistics.share_of_gap(late, ours, fresh)
+    assert len(share.each) == 2
+    top = [float((a - b).mean()) for a, b in zip(late, ours, strict=True)][:2]
+    bottom = [float((a - b).mean()) for a, b in zip(late, fresh, strict=True)][:2]
+    assert share.whole == pytest.approx(sum(top) / sum(bottom))
+    assert share.each == pytest.approx([a / b for a, b in zip(top, bottom, strict=True)])
+    assert share.low < share.whole < share.high < share.low + 0.02
+    assert statistics.share_of_gap(fresh, ours, [*late[:2], late[2] + 1]) is None
 
 
 def test_the_published_rmsprop_is_its_formula(bench):

@@ -1,11 +1,12 @@
 """Parallel SGD from the command line: what it trains, writes and counts."""
 
+import copy
 import json
 
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 from gradsift.budget import parse_budget
 from gradsift.cli import entry
@@ -13,9 +14,12 @@ from gradsift.clock import VirtualClock
 from gradsift.data.digits import digits
 from gradsift.data.problem import from_datasets
 from gradsift.errors import TrainingError
+from gradsift.fitting import recalibrate_batch_norm
 from gradsift.parallel import RoundGuide, WindowGuide
 from gradsift.report.runs import read_run
 from gradsift.trainer import Settings, Workers, run_parallel
+from gradsift.trainer.evaluation import subsample
+from gradsift.trainer.loop import SUBSAMPLE
 from gradsift.trainer.run import make_model
 from gradsift.trainer.work import prepare, shuffled
 from gradsift.trainer.workers import COMPENSATIONS, PARALLEL
@@ -173,3 +177,70 @@ def test_a_deep_model_with_batch_norm_is_guided_without_a_trace():
     assert outcome.summary.steps >= 4
     counters = [b for n, b in outcome.model.named_buffers() if n.endswith("num_batches_tracked")]
     assert {int(counter) for counter in counters} == {outcome.summary.steps}
+
+
+@pytest.mark.parametrize("recipe", ["asgd", "ssp"])
+def test_workers_draw_from_one_table_and_say_so(recipe):
+    team = Workers(recipe, 3, sampler="table")
+    first, again = (
+        run_parallel(clouds(), settings(lr=0.1), team, clock=VirtualClock()) for _ in range(2)
+    )
+    assert first.summary == again.summary
+    assert first.summary.test_error < 0.2
+    assert first.summary.examples_scored == 0
+    gate = first.summary.gate
+    assert gate is not None
+    assert (gate["state"], gate["opened_at_step"]) == ("on", 1)
+    assert "3 simulated workers draw from one score table, by scores" in gate["reason"]
+    plain = run_parallel(clouds(), settings(lr=0.1), Workers(recipe, 3))
+    assert plain.summary.test_loss != first.summary.test_loss
+
+
+def test_the_table_and_the_average_are_flags(workplace, capsys):
+    words = "train --recipe asgd --delay constant:3 --sampler table --average 0.5 --budget 40steps"
+    assert entry.main([*words.split(), "--clock", "virtual", "--out", "o"]) == 0
+    assert "asgd: sampling is on: 4 simulated workers draw from" in capsys.readouterr().out
+    run = read_run(workplace / "o")
+    assert {key: run.event("settings")[key] for key in ("sampler", "average")} == {
+        "sampler": "table",
+        "average": 0.5,
+    }
+    assert run.event("averaged")["updates"] == 20
+    summary = json.loads((workplace / "o" / "summary.json").read_text())
+    evaluated = run.of_kind("eval")
+    assert len(evaluated) == 22
+    assert evaluated[-1]["test_loss"] == summary["test_loss"] != evaluated[-2]["test_loss"]
+
+
+def test_the_weights_of_the_tail_are_averaged():
+    chosen, team = settings(lr=0.1), Workers("asgd", 2, compensation="age+replay", average=0.25)
+    outcome = run_parallel(clouds(), chosen, team)
+    work = prepare(clouds(), chosen, team, torch.device("cpu"))
+    kept = []
+    for step in range(24):
+        for group in work.server.optimizer.param_groups:
+            group["lr"] = 0.1 * (1 - step / 24)
+        next(work.rounds)
+        if step >= 18:
+            kept.append([weight.clone() for weight in work.server.weights])
+    for place, found in enumerate(outcome.model.parameters()):
+        expected = torch.stack([weights[place] for weights in kept]).mean(0)
+        torch.testing.assert_close(found.detach(), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_averaged_weights_get_statistics_of_their_own():
+    problem = digits()
+    chosen = Settings(
+        recipe="uniform",
+        model="wrn-10-1",
+        norm="batch",
+        budget=parse_budget("4steps"),
+        batch_size=4,
+    )
+    outcome = run_parallel(problem, chosen, Workers("asgd", 2, average=0.5))
+    again = copy.deepcopy(outcome.model)
+    data = DataLoader(subsample(problem.train, SUBSAMPLE, 0), batch_size=512)
+    assert recalibrate_batch_norm(again, data) > 0
+    found = dict(outcome.model.named_buffers())
+    for name, expected in again.named_buffers():
+        torch.testing.assert_close(found[name], expected)

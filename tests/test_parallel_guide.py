@@ -15,6 +15,7 @@ from gradsift.parallel import (
     FixedVerification,
     FreshVerification,
     Hardest,
+    MovementAlignment,
     OwnLossChange,
     ParameterServer,
     Random,
@@ -127,7 +128,7 @@ def test_the_round_rule_is_the_published_one(name, combine, workers, rho):
 def test_a_guided_population_is_its_runs_one_by_one(kind):
     together, data = lines((3,)), batches(24, (3,))
     sets = torch.tensor([[1, 5], [2, 9], [20, 21]])
-    selectors = (None, Hardest(), Easiest(), OwnLossChange(), Alignment())
+    selectors = (None, Hardest(), Easiest(), OwnLossChange(), Alignment(), MovementAlignment())
     for selector in selectors:
         held = start((3,))
         server = ParameterServer(held, RMSprop(held, lr=0.05))
@@ -165,14 +166,19 @@ def test_selectors_rank_by_what_they_say():
     then = [slow_loss(objective, anchor, batch) for batch in data]
     target = torch.cat(slow_gradient(objective, weights, VERIFICATION))
     gradients = [torch.cat(slow_gradient(objective, weights, batch)) for batch in data]
-    cosines = [
-        float(g @ target) / math.sqrt(float(g @ g) * float(target @ target)) for g in gradients
-    ]
+    movement = torch.cat([a - w for a, w in zip(anchor, weights, strict=True)])
+
+    def cosine(gradient, target):
+        return float(gradient @ target) / math.sqrt(
+            float(gradient @ gradient) * float(target @ target)
+        )
+
     expected = {
         Hardest(): now,
         Easiest(): [-e for e in now],
         OwnLossChange(): [-(a - b) for a, b in zip(then, now, strict=True)],
-        Alignment(): cosines,
+        Alignment(): [cosine(gradient, target) for gradient in gradients],
+        MovementAlignment(): [cosine(gradient, movement) for gradient in gradients],
     }
     for selector, ranks in expected.items():
         found = selector.ranks(window)
@@ -186,6 +192,7 @@ def test_a_zero_gradient_is_aligned_with_nothing():
     weights = [torch.zeros(3, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)]
     window = a_window(objective, weights, weights, batches(5))
     assert Alignment().ranks(window).tolist() == [0.0] * 5
+    assert MovementAlignment().ranks(window).tolist() == [0.0] * 5
 
 
 def test_random_replays_as_many_as_are_consistent_each_equally_often():

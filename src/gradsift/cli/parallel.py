@@ -7,7 +7,14 @@ import typer
 
 from gradsift.errors import UsageError
 from gradsift.trainer.backends import BACKENDS
-from gradsift.trainer.workers import COMPENSATIONS, GUIDED, PARALLEL, Workers
+from gradsift.trainer.workers import (
+    COMPENSATIONS,
+    GUIDED,
+    PARALLEL,
+    REPLAYING,
+    SAMPLERS,
+    Workers,
+)
 
 WorkerCount = Annotated[
     int | None, typer.Option("--workers", help="Of parallel SGD.", show_default="4")
@@ -37,6 +44,20 @@ Compensation = Annotated[
 Rho = Annotated[
     int | None,
     typer.Option(help="Batches in the window that is replayed from.", show_default="10"),
+]
+Sampler = Annotated[
+    str | None,
+    typer.Option(
+        help=f"Of asgd and ssp: {' or '.join(SAMPLERS)}. With the table every worker draws its "
+        "batches by score, with weights, from one table that all share.",
+        show_default="uniform",
+    ),
+]
+Average = Annotated[
+    float | None,
+    typer.Option(
+        help="Share of the run, at its end, whose weights are averaged.", show_default="0"
+    ),
 ]
 Bound = Annotated[
     int | None,
@@ -74,12 +95,16 @@ def find_workers(recipe: str, sampling: Mapping[str, Any], **flags: Any) -> Work
     for name, value in sampling.items():
         if value is not None:
             raise UsageError(
-                f"--{name} received, but the workers of {recipe!r} draw uniformly: leave it out"
+                f"--{name} received, but it means nothing to workers of {recipe!r}: leave it out"
             )
     if "bound" in given and recipe != "ssp":
         raise UsageError(f"--bound received, but {recipe!r} has none: leave it out, or use ssp")
-    if "rho" in given and recipe not in GUIDED and given.get("compensation") != "replay":
+    if "rho" in given and recipe not in GUIDED and not _replays(given):
         raise UsageError(f"--rho received, but {recipe!r} replays nothing: leave it out")
     if recipe == "gsgd":
         given.setdefault("count", 1)
     return Workers(recipe, **given)
+
+
+def _replays(given: Mapping[str, Any]) -> bool:
+    return given.get("compensation") in REPLAYING

@@ -33,11 +33,13 @@ from gradsift.cli.flags import (
     find_clock,
 )
 from gradsift.cli.parallel import (
+    Average,
     Backend,
     Bound,
     Compensation,
     Delay,
     Rho,
+    Sampler,
     WorkerCount,
     find_workers,
 )
@@ -64,7 +66,7 @@ SETTINGS = (
 )
 """Flags that are settings of the same name; the budget is one too, and is parsed."""
 
-TEAM = ("workers", "delay", "backend", "compensation", "rho", "bound")
+TEAM = ("workers", "delay", "backend", "compensation", "rho", "bound", "sampler", "average")
 """Flags of parallel SGD."""
 
 RecipeName = Annotated[
@@ -117,13 +119,15 @@ def train(
     compensation: Compensation = None,
     rho: Rho = None,
     bound: Bound = None,
+    sampler: Sampler = None,
+    average: Average = None,
 ) -> int:
     """Train a model on a data set, and write a summary, measurements and a report."""
     values = (
         *(data, label, list(drop or ()), missing, task, unit, context, model),
         *(recipe, batch_size, pool_ratio, lr, weight_decay, schedule),
         *(optimizer, norm, spend, engine, scorers, ray_address, seed, device),
-        *(workers, delay, backend, compensation, rho, bound, budget, clock),
+        *(workers, delay, backend, compensation, rho, bound, sampler, average, budget, clock),
     )
     flags = dict(zip((*READING, *SETTINGS, *TEAM, "budget", "clock"), values, strict=True))
     every = parse_budget(checkpoint_every)

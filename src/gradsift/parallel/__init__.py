@@ -9,6 +9,7 @@ from gradsift.parallel.arrivals import Arrival as Arrival
 from gradsift.parallel.arrivals import arrivals_by_age as arrivals_by_age
 from gradsift.parallel.arrivals import arrivals_by_race as arrivals_by_race
 from gradsift.parallel.arrivals import longest_age as longest_age
+from gradsift.parallel.average import TailAverage as TailAverage
 from gradsift.parallel.compensation import AbstractCompensation as AbstractCompensation
 from gradsift.parallel.compensation import AdaptiveDelayCompensated as AdaptiveDelayCompensated
 from gradsift.parallel.compensation import DelayCompensated as DelayCompensated
@@ -26,6 +27,7 @@ from gradsift.parallel.delays import parse_delay as parse_delay
 from gradsift.parallel.guide import RoundGuide as RoundGuide
 from gradsift.parallel.guide import WindowGuide as WindowGuide
 from gradsift.parallel.objective import AbstractObjective as AbstractObjective
+from gradsift.parallel.objective import AbstractScoredObjective as AbstractScoredObjective
 from gradsift.parallel.objective import ModuleObjective as ModuleObjective
 from gradsift.parallel.ranks import RanksObjective as RanksObjective
 from gradsift.parallel.ranks import ssgd_on_ranks as ssgd_on_ranks
@@ -33,11 +35,14 @@ from gradsift.parallel.recording import Recording as Recording
 from gradsift.parallel.recording import read_arrivals as read_arrivals
 from gradsift.parallel.replay import AbstractGuide as AbstractGuide
 from gradsift.parallel.replay import Replay as Replay
+from gradsift.parallel.sampled import DrawnBatches as DrawnBatches
+from gradsift.parallel.sampled import sampled_asgd as sampled_asgd
 from gradsift.parallel.selectors import AbstractSelector as AbstractSelector
 from gradsift.parallel.selectors import Alignment as Alignment
 from gradsift.parallel.selectors import Consistent as Consistent
 from gradsift.parallel.selectors import Easiest as Easiest
 from gradsift.parallel.selectors import Hardest as Hardest
+from gradsift.parallel.selectors import MovementAlignment as MovementAlignment
 from gradsift.parallel.selectors import OwnLossChange as OwnLossChange
 from gradsift.parallel.selectors import Random as Random
 from gradsift.parallel.selectors import Window as Window
@@ -48,6 +53,10 @@ from gradsift.parallel.service import Service as Service
 from gradsift.parallel.tickets import MeasuredTickets as MeasuredTickets
 from gradsift.parallel.tickets import PlannedTickets as PlannedTickets
 from gradsift.parallel.tickets import Ticket as Ticket
+from gradsift.parallel.shared_table import AbstractSharedTable as AbstractSharedTable
+from gradsift.parallel.shared_table import PopulationTable as PopulationTable
+from gradsift.parallel.shared_table import SharedDraw as SharedDraw
+from gradsift.parallel.shared_table import SharedTable as SharedTable
 from gradsift.parallel.verification import AbstractVerification as AbstractVerification
 from gradsift.parallel.verification import FixedVerification as FixedVerification
 from gradsift.parallel.verification import FreshVerification as FreshVerification

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, final
 
 from torch import Tensor, nn
 
-from gradsift.parallel import AbstractGuide, ParameterServer
+from gradsift.parallel import AbstractGuide, DrawnBatches, ParameterServer
 from gradsift.parallel.actors import AbstractActors
 from gradsift.parallel.coordinator import Coordinator
 from gradsift.parallel.recording import Recording
@@ -79,6 +79,7 @@ class SimulatedCrew(AbstractCrew):
         service: its server, guide and what they look at.
         server: the same server.
         guide: the same guide.
+        drawn: batches that workers draw from a table of theirs, or None.
         model: for the buffers, which gradients move as well.
         rounds: the algorithm, from so many rounds on.
         rate: the learning rate of each update.
@@ -91,6 +92,7 @@ class SimulatedCrew(AbstractCrew):
         service: Service,
         server: ParameterServer,
         guide: AbstractGuide | None,
+        drawn: DrawnBatches | None,
         model: nn.Module,
         rounds: Callable[[int], Iterator[int]],
         rate: Rate,
@@ -98,6 +100,7 @@ class SimulatedCrew(AbstractCrew):
         self._service = service
         self._server = server
         self._guide = guide
+        self._drawn = drawn
         self._model = model
         self._make = rounds
         self._rate = rate
@@ -119,13 +122,18 @@ class SimulatedCrew(AbstractCrew):
         """Nobody is left."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Of server and guide, and the model's buffers."""
-        buffers = {name: value.clone() for name, value in self._model.named_buffers()}
-        return {"service": self._service.state_dict(), "buffers": buffers}
+        """Of server and guide, what workers have drawn, and the model's buffers."""
+        return {
+            "service": self._service.state_dict(),
+            "drawn": None if self._drawn is None else self._drawn.state_dict(),
+            "buffers": {name: value.clone() for name, value in self._model.named_buffers()},
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Batches and arrivals are made again by the seed, and skipped."""
         self._service.load_state_dict(state["service"])
+        if self._drawn is not None:
+            self._drawn.load_state_dict(state["drawn"])
         for name, value in self._model.named_buffers():
             value.copy_(state["buffers"][name])
 

@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
 
 from gradsift.clock import AbstractClock, PausableClock, Seconds, WallClock
 from gradsift.data.problem import Problem
 from gradsift.errors import TrainingError
+from gradsift.fitting import recalibrate_batch_norm
 from gradsift.monitors.log import AbstractLog, NullLog
+from gradsift.parallel import TailAverage
 from gradsift.parallel.service import Progress, progress_of
 from gradsift.report.summary import Summary, versions, write_summary
 from gradsift.scores.untouched import random_states
@@ -118,6 +121,7 @@ class _Run:
     keep: Callable[[Keepable], None]
     spent: Seconds = field(default_factory=Seconds)
     at: Progress = Progress(received=0, version=0, replays=0, evaluations=0, finite=True)
+    average: TailAverage = field(default_factory=TailAverage)
 
     def __post_init__(self) -> None:
         self.clock = PausableClock(self.inner)
@@ -155,12 +159,14 @@ class _Run:
             self._note("failed", text=str(error))
             raise
         self._refresh()
+        self._settle()
         if self.interruption.requested:
             self._note("interrupted", share=self.share)
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "crew": self.work.crew.state_dict(),
+            "average": self.average.state_dict(),
             "spent": dict(self.spent.spent),
             "clock": self.clock.state_dict(),
             "due": self._due,
@@ -168,6 +174,7 @@ class _Run:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.work.crew.load_state_dict(state["crew"])
+        self.average.load_state_dict(state["average"])
         self.at = progress_of(self.work.server, self.work.guide)
         self.spent.spent.update(state["spent"])
         self.clock.load_state_dict(state["clock"])
@@ -193,7 +200,21 @@ class _Run:
                 f"after {self.at.version} updates the weights are not finite: lower the learning "
                 "rate or shorten the delay"
             )
+        if self.share > 1 - self.work.workers.average:
+            self.average.add(self.work.server.weights)
         self.progress.moved(self.share, self.at.version)
+
+    def _settle(self) -> None:
+        """Takes the averaged weights where some were averaged, with statistics of their own."""
+        if not self.average.count or self.interruption.requested:
+            return
+        with torch.no_grad():
+            for weight, mean in zip(self.work.server.weights, self.average.weights, strict=True):
+                weight.copy_(mean)
+        loader = DataLoader(self._followed, batch_size=512, generator=torch.Generator())
+        recalibrate_batch_norm(self.work.model, loader)
+        self._note("averaged", updates=self.average.count)
+        self._evaluate()
 
     def _evaluate(self) -> None:
         self._refresh()
@@ -237,7 +258,7 @@ class _Run:
             train_error=train.error,
             test_loss=test.loss,
             test_error=test.error,
-            gate={"state": "off", "reason": self._in_words(at.replays), "opened_at_step": None},
+            gate=self._gate(at.replays),
             engine={
                 "kind": work.crew.kind,
                 "workers_lost": work.crew.workers_lost,
@@ -247,11 +268,24 @@ class _Run:
             command=command,
         )
 
+    def _gate(self, replays: int) -> dict[str, Any]:
+        drawn = self.work.drawn is not None
+        return {
+            "state": "on" if drawn else "off",
+            "reason": self._in_words(replays),
+            "opened_at_step": 1 if drawn else None,
+        }
+
     def _in_words(self, replays: int) -> str:
-        workers = self.work.workers
-        kind = "real" if workers.backend == "ray" else "simulated"
+        workers, drawn = self.work.workers, self.work.drawn
+        kind, draw = "real" if workers.backend == "ray" else "simulated", "draw uniformly"
+        if drawn is not None:
+            draw = (
+                f"draw from one score table, by scores {drawn.mean_age:.1f} updates old, with "
+                f"{drawn.gain:.2f} times less of a second moment than uniformly"
+            )
         return (
-            f"{workers.count} {kind} workers draw uniformly, delay {workers.delay_in_words()}, "
+            f"{workers.count} {kind} workers {draw}, delay {workers.delay_in_words()}, "
             f"compensation {workers.compensation}, {replays} replays"
         )
 

@@ -17,6 +17,7 @@ from gradsift.models import norm_in_use
 from gradsift.parallel import (
     AbstractGuide,
     Arrival,
+    DrawnBatches,
     ModuleObjective,
     ParameterServer,
     longest_age,
@@ -46,6 +47,7 @@ class Work:
         device: where.
         server: holds the weights, or a copy of them that the crew brings up to date.
         guide: who replays, or None.
+        drawn: what workers draw from their table, or None where batches are shuffled.
         crew: moves training on.
         total: batches until the budget is spent.
         per_epoch: batches of an epoch.
@@ -58,6 +60,7 @@ class Work:
     device: torch.device
     server: ParameterServer
     guide: AbstractGuide | None
+    drawn: DrawnBatches | None
     crew: AbstractCrew
     total: int
     per_epoch: int
@@ -70,6 +73,7 @@ class Parts:
     model: nn.Module
     server: ParameterServer
     guide: AbstractGuide | None
+    drawn: DrawnBatches | None
     service: Service
     objective: ModuleObjective
 
@@ -121,7 +125,9 @@ def prepare(
         )
     else:
         rounds = partial(_rounds, workers, parts, arrivals, batches)
-        crew = SimulatedCrew(parts.service, parts.server, parts.guide, parts.model, rounds, rate)
+        crew = SimulatedCrew(
+            parts.service, parts.server, parts.guide, parts.drawn, parts.model, rounds, rate
+        )
     return Work(
         problem=problem,
         settings=settings,
@@ -130,6 +136,7 @@ def prepare(
         device=device,
         server=parts.server,
         guide=parts.guide,
+        drawn=parts.drawn,
         crew=crew,
         total=total,
         per_epoch=per_epoch,
@@ -158,7 +165,8 @@ def make_parts(
         return inputs, targets
 
     objective = ModuleObjective(model, problem.loss_fn, fetch, device)
-    return Parts(model, server, guide, Service(server, objective, guide), objective)
+    drawn = workers.drawn(examples, settings.batch_size, settings.seed)
+    return Parts(model, server, guide, drawn, Service(server, objective, guide), objective)
 
 
 def _rounds(
@@ -166,7 +174,8 @@ def _rounds(
 ) -> Iterator[int]:
     """The algorithm from so many rounds on."""
     left = islice(batches, done * workers.batches_per_round, None)
-    return workers.rounds(parts.server, parts.objective, arrivals[done:], left, parts.guide)
+    server, objective, guide, drawn = parts.server, parts.objective, parts.guide, parts.drawn
+    return workers.rounds(server, objective, arrivals[done:], left, guide, drawn)
 
 
 def make_objective(where: Opening, settings: Settings, workers: Workers) -> ModuleObjective:

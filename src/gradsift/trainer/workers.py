@@ -17,26 +17,30 @@ from gradsift.parallel import (
     AbstractCompensation,
     AbstractDelay,
     AbstractGuide,
-    AbstractObjective,
+    AbstractScoredObjective,
     AdaptiveDelayCompensated,
     Arrival,
     ConstantDelay,
     DelayCompensated,
+    DrawnBatches,
     GapAware,
     LearningRateByAge,
     ParameterServer,
     Replay,
     RotatingVerification,
     RoundGuide,
+    SharedTable,
     Uncompensated,
     WindowGuide,
     arrivals_by_age,
     arrivals_by_race,
     asgd,
     parse_delay,
+    sampled_asgd,
     ssgd,
 )
 from gradsift.parallel.tickets import AbstractTickets
+from gradsift.sampling.table import ScoreTable
 from gradsift.trainer.backends import MEASURED, check_backend, is_schedule, recorded, tickets_for
 
 PARALLEL: Mapping[str, str] = MappingProxyType(
@@ -60,10 +64,15 @@ COMPENSATIONS: Mapping[str, Callable[[], AbstractCompensation]] = MappingProxyTy
         "dc-adaptive": AdaptiveDelayCompensated,
         "gap": GapAware,
         "replay": Uncompensated,
+        "age+replay": LearningRateByAge,
+        "gap+replay": GapAware,
     }
 )
-"""Rules by the word of the command line; replay corrects after updates instead."""
+"""Rules by the word of the command line; replay corrects after updates, alone or with a rule."""
 
+REPLAYING = ("replay", "age+replay", "gap+replay")
+SAMPLERS = ("uniform", "table")
+DRAWING = ("asgd", "ssp")
 DELAYED = ("asgd", "gasgd", "ssp")
 GUIDED = ("gsgd", "gssgd", "gasgd")
 SYNCHRONOUS = ("ssgd", "ssgd-last", "gssgd")
@@ -87,6 +96,9 @@ class Workers:
         rho: batches in the window that is replayed from.
         bound: for ssp, how many gradients a worker may be ahead.
         address: of the Ray cluster to join; None starts Ray on this machine.
+        sampler: uniform, for shuffled batches, or table, for batches that each worker draws by
+            score, with weights, from a table that all workers share.
+        average: share of the run, at its end, whose weights are averaged; 0 keeps the last ones.
 
     Raises:
         UsageError: for a value that cannot work or means nothing for the recipe.
@@ -107,6 +119,8 @@ class Workers:
     rho: int = 10
     bound: int = 3
     address: str | None = None
+    sampler: str = "uniform"
+    average: float = 0.0
 
     def __post_init__(self) -> None:
         if self.recipe not in PARALLEL:
@@ -123,6 +137,7 @@ class Workers:
         if self.bound < 0:
             raise UsageError(f"bound {self.bound} received, expected at least 0")
         self._check_meaning()
+        self._check_batches()
         words, synchronous = self.delay_in_words(), self.recipe in SYNCHRONOUS
         check_backend(self.backend, self.recipe, words, self.address, synchronous=synchronous)
         if is_schedule(words):
@@ -138,10 +153,10 @@ class Workers:
                 f"compensation {self.compensation!r} received, but in {self.recipe!r} no gradient "
                 "is late: leave it out"
             )
-        if self.compensation == "replay" and self.recipe in GUIDED:
+        if self.compensation in REPLAYING and self.recipe in GUIDED:
             raise UsageError(
-                f"compensation 'replay' received, but {self.recipe!r} replays already: use asgd "
-                "or ssgd with it"
+                f"compensation {self.compensation!r} received, but {self.recipe!r} replays "
+                "already: use asgd or ssgd with it"
             )
         if self.recipe == "gsgd" and self.count != 1:
             raise UsageError(
@@ -156,6 +171,31 @@ class Workers:
         """What real workers are asked for."""
         bound = self.bound if self.recipe == "ssp" else None
         return tickets_for(self.delay_in_words(), arrivals, count, self.count, bound)
+
+    def _check_batches(self) -> None:
+        if self.sampler not in SAMPLERS:
+            raise UsageError(
+                f"sampler {self.sampler!r} is unknown: choose one of {', '.join(SAMPLERS)}"
+            )
+        if self.sampler == "table" and self.recipe not in DRAWING:
+            raise UsageError(
+                f"sampler 'table' received, but the workers of {self.recipe!r} share shuffled "
+                f"batches: use one of {', '.join(DRAWING)}"
+            )
+        if self.sampler == "table" and self.compensation in REPLAYING:
+            raise UsageError(
+                f"compensation {self.compensation!r} received, but batches drawn from the table "
+                "are not replayed: use another one, or the uniform sampler"
+            )
+        if self.backend == "ray" and (self.sampler == "table" or self.average):
+            raise UsageError(
+                f"sampler {self.sampler!r} and average {self.average:g} received, but workers on "
+                "Ray share shuffled batches and keep the last weights: use --backend simulate"
+            )
+        if not 0 <= self.average <= 1:
+            raise UsageError(
+                f"average {self.average} received, expected a share of the run from 0 to 1"
+            )
 
     def schedule(self) -> AbstractDelay:
         """The delays that were asked for."""
@@ -195,7 +235,7 @@ class Workers:
 
     def guide(self, verification: Tensor, generator: torch.Generator) -> AbstractGuide | None:
         """Who replays; None where nobody does."""
-        if self.compensation == "replay":
+        if self.compensation in REPLAYING:
             return Replay(generator, self.rho, count=self.rho // 2)
         if self.recipe not in GUIDED:
             return None
@@ -203,18 +243,27 @@ class Workers:
         kind = RoundGuide if self.recipe == "gssgd" else WindowGuide
         return kind(policy, rho=self.rho)
 
+    def drawn(self, examples: int, batch_size: int, seed: int) -> DrawnBatches | None:
+        """Batches that workers draw from a table of theirs; None where batches are shuffled."""
+        if self.sampler == "uniform":
+            return None
+        return DrawnBatches(SharedTable(ScoreTable(examples, seed=seed)), batch_size)
+
     def rounds(
         self,
         server: ParameterServer,
-        objective: AbstractObjective,
-        arrivals: Iterable[Arrival],
+        objective: AbstractScoredObjective,
+        arrivals: Sequence[Arrival],
         batches: Iterable[Tensor],
         guide: AbstractGuide | None,
+        drawn: DrawnBatches | None = None,
     ) -> Iterator[int]:
         """The algorithm itself, a round at a time."""
         if self.recipe in SYNCHRONOUS:
             combine = "last" if self.recipe == "ssgd-last" else "average"
             return ssgd(server, objective, self.count, batches, guide, combine)
+        if drawn is not None:
+            return sampled_asgd(server, objective, arrivals, drawn)
         return asgd(server, objective, arrivals, batches, guide)
 
     def delay_in_words(self) -> str:
