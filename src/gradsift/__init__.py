@@ -4,6 +4,7 @@ from importlib.metadata import version as _version
 
 from gradsift import monitors as monitors
 from gradsift import parallel as parallel
+from gradsift import rules as rules
 from gradsift import scores as scores
 from gradsift.engine import engines as engines
 from gradsift.errors import DataError as DataError

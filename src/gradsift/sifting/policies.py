@@ -7,6 +7,7 @@ from gradsift.gate import MeasuredGate
 from gradsift.sifting.auto import Auto
 from gradsift.sifting.candidates import Chooser
 from gradsift.sifting.memory import Memory
+from gradsift.sifting.picked import Picked
 from gradsift.sifting.policy import AbstractPolicy, AlwaysPool, SwitchedPool, Unscored
 from gradsift.sifting.searched import Searched
 from gradsift.sifting.setup import Setup
@@ -20,7 +21,7 @@ def choose_policy(setup: Setup, source: AbstractSource, chooser: Chooser) -> Abs
         UsageError: when the recipe draws ids and the loader has none, or an order of its own.
     """
     recipe, gate = setup.recipe, setup.recipe.gate
-    if recipe.source in ("iid", "table", "engine") and not source.plain_order:
+    if recipe.source in ("iid", "table", "engine", "history") and not source.plain_order:
         raise UsageError(
             f"recipe {recipe.name!r} draws ids from the whole data set, but this loader has no "
             "ids or an order of its own, which defines another objective: use a map-style "
@@ -28,6 +29,8 @@ def choose_policy(setup: Setup, source: AbstractSource, chooser: Chooser) -> Abs
         )
     if recipe.search is not None and isinstance(source, MapSource):
         return Searched(chooser, source, setup.engine or inline(), recipe.search)
+    if recipe.rule is not None and isinstance(source, MapSource):
+        return Picked(recipe.rule, chooser, source)
     if not recipe.scored:
         return Unscored(recipe, source, chooser.generator)
     if recipe.source == "table":

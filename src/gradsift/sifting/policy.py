@@ -33,6 +33,7 @@ class AbstractPolicy(ABC):
         news: decisions that were not written down yet, each as the values of a line of the log.
         said: what is to be said about the run, once, in words.
         lr_factor: how many times larger a step may be than the user's own.
+        progress: share of the run that is over, from 0 to 1; None where the loop does not say.
         ranks: the processes that decide together.
         learns: whether scores of training steps are ever wanted.
         window: training steps whose scores it takes together.
@@ -46,6 +47,7 @@ class AbstractPolicy(ABC):
         self.said: list[str] = []
         self.start = 0.0
         self.lr_factor = 1.0
+        self.progress: float | None = None
         self.ranks: AbstractRanks = Alone()
 
     def begin(self, now: float) -> None:
@@ -117,7 +119,11 @@ class AbstractPolicy(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """What was learnt, as plain tensors and numbers; decisions are written down before."""
-        return {"start": self.start, "lr_factor": self.lr_factor}
+        return {
+            "start": self.start,
+            "lr_factor": self.lr_factor,
+            "progress": self.progress,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from another policy of the same recipe, to the bit.
@@ -126,6 +132,7 @@ class AbstractPolicy(ABC):
             UsageError: for a state that does not fit the recipe or the data.
         """
         self.start, self.lr_factor = state["start"], state["lr_factor"]
+        self.progress = state["progress"]
 
     @property
     def engine_summary(self) -> dict[str, Any] | None:
