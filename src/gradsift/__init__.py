@@ -10,6 +10,7 @@ from gradsift.engine import engines as engines
 from gradsift.errors import DataError as DataError
 from gradsift.errors import TrainingError as TrainingError
 from gradsift.errors import UsageError as UsageError
+from gradsift.fitting import Holdout as Holdout
 from gradsift.fitting import recalibrate_batch_norm as recalibrate_batch_norm
 from gradsift.loader import SiftedLoader as SiftedLoader
 from gradsift.loader import sift as sift

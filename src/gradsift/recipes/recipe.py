@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from gradsift.errors import UsageError
+from gradsift.fitting.held_out import Holdout
 from gradsift.gate import AbstractGate, MeasuredGate
 from gradsift.recipes.search import Search
 from gradsift.rules.base import AbstractRule
@@ -13,6 +14,7 @@ from gradsift.sampling.distributions import AbstractDistribution, Proportional
 from gradsift.sampling.draws import AbstractDraw, Systematic
 from gradsift.scores.base import AbstractOutputScore, ScoreFunction
 from gradsift.scores.gradient_norm import GradientNorm
+from gradsift.scores.loss import Loss
 from gradsift.scores.output_gradient import OutputGradient
 
 Origin = Literal["loader", "iid", "pool", "table", "auto", "engine", "history"]
@@ -40,6 +42,8 @@ class Recipe:
         smoothing: of a table: the share of an example's old score that is kept beside a new one.
         search: of the source "engine", and of no other: how its scores are used.
         rule: of the source "history", and of no other: who picks the ids and their weights.
+        holdout: of a pool without a gate: how to fit the losses that its scores, which have to be
+            losses, are set against.
         reference: where the method was published.
         name: what reports call it.
 
@@ -71,6 +75,7 @@ class Recipe:
     smoothing: float = 0.5
     search: Search | None = None
     rule: AbstractRule | None = None
+    holdout: Holdout | None = None
     reference: str = ""
     name: str = "custom"
 
@@ -105,6 +110,7 @@ class Recipe:
             )
 
         self._check_rule()
+        self._check_holdout()
 
     def _check_rule(self) -> None:
         """A rule has the source "history", and a score that its steps can give away."""
@@ -118,6 +124,15 @@ class Recipe:
             raise UsageError(
                 f"recipe source 'history' received the score {self.score!r}, expected one that the "
                 "outputs of a training step determine, such as Loss() or OutputGradient()"
+            )
+
+    def _check_holdout(self) -> None:
+        """Hold-out losses are set against the losses of a pool that is always there."""
+        alone = self.source == "pool" and self.gate is None and isinstance(self.score, Loss)
+        if self.holdout is not None and not alone:
+            raise UsageError(
+                f"recipe source {self.source!r} received holdout={self.holdout!r}: hold-out losses "
+                "belong to a pool without a gate whose score is Loss()"
             )
 
     @property

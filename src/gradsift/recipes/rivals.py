@@ -28,6 +28,7 @@ Example:
 
 from dataclasses import replace
 
+from gradsift.fitting.held_out import Holdout
 from gradsift.recipes.recipe import Recipe
 from gradsift.rules import (
     Budgeted,
@@ -42,6 +43,7 @@ from gradsift.rules import (
 )
 from gradsift.sampling.corrections import Unweighted
 from gradsift.sampling.distributions import Ranked
+from gradsift.sampling.draws import TopK
 from gradsift.scores.doubt import Doubt
 from gradsift.scores.input_norm import InputNorm
 from gradsift.scores.loss import Loss
@@ -97,6 +99,21 @@ rounding, cost what it costs in the mean. With another β, change ``ratio`` to �
 those within the pool instead of the last 1,024 losses. Scoring is in eval mode, so no BatchNorm
 statistic is updated twice."""
 
+RHO_LOSS = Recipe(
+    ratio=10.0,
+    score=Loss(),
+    draw=TopK(),
+    holdout=Holdout(),
+    name="rho-loss",
+    reference="Mindermann et al. 2022, arXiv:2206.07137, without hold-out data",
+)
+"""Of 10b candidates the b with the largest reducible loss ``ℓ_i − ℓ_i(held out)``, unweighted.
+
+The irreducible losses are those of two copies of the model, each trained on the half of the data
+that the other one tells the losses of: the paper's variant without hold-out data. Deviations: the
+copies have the model's own size; candidates are scored in eval mode. What the copies and the pools
+cost is paid in the run: count seconds, not steps."""
+
 KAKURENBO = replace(
     _OF_LOSSES,
     score=Doubt(),
@@ -149,6 +166,7 @@ RIVALS = (
     RS2,
     INFOBATCH,
     SELECTIVE_BACKPROP,
+    RHO_LOSS,
     KAKURENBO,
     P_SGD,
     C_SGD,

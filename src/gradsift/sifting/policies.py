@@ -9,6 +9,7 @@ from gradsift.sifting.candidates import Chooser
 from gradsift.sifting.memory import Memory
 from gradsift.sifting.picked import Picked
 from gradsift.sifting.policy import AbstractPolicy, AlwaysPool, SwitchedPool, Unscored
+from gradsift.sifting.reduced import ReducedPool
 from gradsift.sifting.searched import Searched
 from gradsift.sifting.setup import Setup
 from gradsift.sifting.tabled import Tabled
@@ -38,9 +39,20 @@ def choose_policy(setup: Setup, source: AbstractSource, chooser: Chooser) -> Abs
     if isinstance(gate, MeasuredGate):
         memory = _memory(setup, source, adapts=True) if source.plain_order else None
         return Auto(chooser, gate, memory)
+    if recipe.holdout is not None:
+        return ReducedPool(recipe.holdout, chooser, _with_ids(setup, source))
     return AlwaysPool(recipe) if gate is None else SwitchedPool(recipe, gate, chooser)
 
 
 def _memory(setup: Setup, source: AbstractSource, *, adapts: bool) -> Memory:
     examples, steps = source.examples or 0, len(source)
     return Memory(setup.recipe, examples, setup.seed, adapts=adapts, steps=steps)
+
+
+def _with_ids(setup: Setup, source: AbstractSource) -> MapSource:
+    if not isinstance(source, MapSource):
+        raise UsageError(
+            f"recipe {setup.recipe.name!r} knows examples by id, but this loader has no ids: use a "
+            "DataLoader over map-style data, or another recipe"
+        )
+    return source

@@ -94,6 +94,11 @@ class AbstractPolicy(ABC):
         """Looks at a batch that will be trained on as it came; returns its scores where it did."""
         del arrived, portion, batch_size
 
+    def relate(self, scores: Tensor, ids: Tensor) -> Tensor:
+        """The fresh scores of a pool, set against what is known of its examples."""
+        del ids
+        return scores
+
     def see(self, scores: Tensor, step: int) -> None:
         """Takes the fresh scores of a pool."""
         del scores, step

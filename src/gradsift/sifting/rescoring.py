@@ -1,4 +1,6 @@
-"""Scores of any examples, by an extra forward pass between two steps."""
+"""Examples read by id between two steps, and their scores by an extra forward pass."""
+
+from typing import Any
 
 import torch
 from jaxtyping import Float64, Int64
@@ -9,11 +11,18 @@ from gradsift.nested import move
 from gradsift.scores.untouched import random_states
 from gradsift.sifting.candidates import Candidates, Chooser
 from gradsift.sifting.ranks import AbstractRanks
-from gradsift.sifting.setup import device_of
+from gradsift.sifting.setup import Setup, device_of
+
+
+def fetch_examples(source: MapSource, setup: Setup, ids: Tensor) -> tuple[Any, Any]:
+    """Inputs and targets of some examples, on the model's device; the loader's order stays."""
+    loader = source.loader
+    batch = loader.collate_fn([loader.dataset[k] for k in ids.tolist()])
+    return setup.split(move(batch, device_of(setup)))
 
 
 class Rescoring:
-    """Reads examples by id and scores them, as a pool is scored; the loader's order stays.
+    """Scores examples by id, as a pool is scored.
 
     Random numbers that an example is augmented with are drawn and put back. Time goes to "loading"
     and "scoring", and every example counts as scored.
@@ -25,7 +34,7 @@ class Rescoring:
 
     def __init__(self, chooser: Chooser, source: MapSource) -> None:
         self._chooser = chooser
-        self._loader = source.loader
+        self._source = source
 
     def scores(
         self, ids: Int64[Tensor, " n"], batch_size: int, ranks: AbstractRanks
@@ -37,9 +46,8 @@ class Rescoring:
         return ranks.gather_scores(found)
 
     def _score(self, ids: Tensor, batch_size: int) -> Tensor:
-        setup, loader = self._chooser.setup, self._loader
+        setup = self._chooser.setup
         with setup.clock.timing(self._chooser.seconds, "loading"), random_states([]):
-            batch = loader.collate_fn([loader.dataset[k] for k in ids.tolist()])
-            inputs, targets = setup.split(move(batch, device_of(setup)))
+            inputs, targets = fetch_examples(self._source, setup, ids)
         candidates = Candidates(inputs, targets, count=len(ids))
         return self._chooser.score(candidates, batch_size).double()
