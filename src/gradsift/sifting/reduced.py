@@ -8,13 +8,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gradsift.data.sources import MapSource
+from gradsift.errors import UsageError
 from gradsift.fitting.held_out import Holdout, held_out_losses
 from gradsift.records import PLAIN, Plan
 from gradsift.scores.untouched import random_states
 from gradsift.sifting.candidates import Chooser
 from gradsift.sifting.policy import AbstractPolicy
+from gradsift.sifting.ranks import AbstractRanks
 from gradsift.sifting.rescoring import fetch_examples
 from gradsift.sifting.setup import device_of
+from gradsift.sifting.wrapped import sharded
 
 
 class ReducedPool(AbstractPolicy):
@@ -39,6 +42,19 @@ class ReducedPool(AbstractPolicy):
         self._chooser = chooser
         self._source = source
         self._batch_size = 1
+
+    def join(self, ranks: AbstractRanks) -> None:
+        """The first process fits alone, so it needs all parameters.
+
+        Raises:
+            UsageError: where processes hold parts of them.
+        """
+        super().join(ranks)
+        if ranks.size > 1 and sharded(self._chooser.setup.model):
+            raise UsageError(
+                f"recipe {self._chooser.setup.recipe.name!r} received a model whose parameters are "
+                "sharded over processes, expected a whole one to copy: use DDP or another recipe"
+            )
 
     def plan(self, batch_size: int) -> Plan:
         """``r·b`` candidates for b examples."""

@@ -39,11 +39,15 @@ class Rescoring:
     def scores(
         self, ids: Int64[Tensor, " n"], batch_size: int, ranks: AbstractRanks
     ) -> Float64[Tensor, " n"]:
-        """The scores of some examples, in host memory; each process scores a part of them."""
-        mine = ids.tensor_split(ranks.size)[ranks.rank if ranks.size > 1 else 0]
-        parts = [self._score(part, batch_size) for part in mine.split(2 * batch_size) if len(part)]
-        found = torch.cat([torch.empty(0, dtype=torch.float64), *parts])
-        return ranks.gather_scores(found)
+        """The scores of at least one example, in host memory; each process scores a part of them.
+
+        All score as many: a model whose parameters are sharded needs all of them in each pass.
+        """
+        share = -(-len(ids) // ranks.size)
+        padded = torch.cat([ids, ids[:1].expand(share * ranks.size - len(ids))])
+        mine = padded.split(share)[ranks.rank] if ranks.size > 1 else ids
+        parts = [self._score(part, batch_size) for part in mine.split(2 * batch_size)]
+        return ranks.gather_scores(torch.cat(parts))[: len(ids)]
 
     def _score(self, ids: Tensor, batch_size: int) -> Tensor:
         setup = self._chooser.setup
