@@ -358,6 +358,17 @@ for name, content, flags, message in [
 ]:
     case(f"table: {name}", f"--data t.csv {flags}", message, written("t.csv", content))
 
+REGRESSION = "--data t.csv --label x --drop kind --task regression --batch-size 8 --recipe"
+for recipe in ("kakurenbo", "p-sgd", "c-sgd"):
+    message = f"recipe {recipe!r} received a regression, expected classes"
+    case(f"{recipe}: no classes", f"{REGRESSION} {recipe}", message, written("t.csv", WORDS))
+for data, prepare in {
+    "libsvm:s": written("s", svmlight()),
+    "text:a.txt --model lstm": written("a.txt", "to be " * 100),
+}.items():
+    flags = f"--data {data} --batch-size 8 --recipe static-importance"
+    case(f"no norm of {data}", flags, "expected dense numbers", prepare)
+
 # LIBSVM.
 for name, content, message in [
     ("column 0", svmlight() + "+1 0:1\n", "line 41 of s is '+1 0:1'"),

@@ -1,7 +1,8 @@
 """Two processes sift together: one draw from one table, equal to one process on the same draws.
 
 One pair of processes (`pair.py`) runs every check once, in sequence; the tests read what it saw.
-DDP and FSDP2, 2 ranks, with the recipes `pool`, `table`, `auto` and a published gate. Exceptions:
+DDP and FSDP2, 2 ranks, with the recipes `pool`, `table`, `auto`, a published gate, two rules and
+hold-out losses. Exceptions: these need a whole model to copy;
 under FSDP2 `auto` measures no gradient (no process has all of one), so it offers the table and
 pools without the ratio of noise to signal, which counts as one batch.
 """
@@ -30,6 +31,9 @@ FITS = (
     "fsdp-auto",
     "ddp-engine",
     "ddp-local",
+    "ddp-infobatch",
+    "ddp-rho",
+    "fsdp-kakurenbo",
 )
 SHARED = tuple(name for name in FITS if "table" in name or "auto" in name or "engine" in name)
 Results = list[dict[str, Any]]
@@ -133,6 +137,25 @@ def test_uneven_shares_weigh_as_the_direct_gradient(results: Results) -> None:
             for found, value in zip(seen, model.parameters(), strict=True):
                 assert value.grad is not None
                 torch.testing.assert_close(found, value.grad, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["ddp-infobatch", "fsdp-kakurenbo"])
+def test_rules_pick_alike_and_a_round_has_each_example_once(results: Results, name: str) -> None:
+    first, second = (result[name] for result in results)
+    assert first["gate"] == second["gate"]
+    assert first["gate"]["state"] == "on"
+    round_of_both = [ids for parts in (first, second) for ids, _, _ in parts["seen"][: N // 16]]
+    assert torch.cat(round_of_both).sort().values.tolist() == list(range(N))
+
+
+def test_hidden_examples_are_looked_at_by_halves(results: Results) -> None:
+    first, second = (result["fsdp-kakurenbo"]["scored"] for result in results)
+    assert first == second > 0
+
+
+def test_a_sharded_model_is_not_copied(results: Results) -> None:
+    for result in results:
+        assert "whose parameters are sharded over processes" in result["fsdp-rho"]
 
 
 def test_published_gates_open_together(results: Results) -> None:

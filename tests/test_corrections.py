@@ -7,7 +7,7 @@ import torch
 
 from enumeration import CASES, float64, moments, multinomial_law, score_set, systematic_law
 from gradsift.errors import UsageError
-from gradsift.sampling.corrections import Clip
+from gradsift.sampling.corrections import Clip, Unweighted
 from gradsift.sampling.distributions import Power, Proportional
 from gradsift.sampling.inclusion import capped_inclusion
 
@@ -57,3 +57,13 @@ def test_it_is_declared_biased_and_leaves_its_input_alone() -> None:
 def test_limits_that_are_not_positive_are_refused(limit: float) -> None:
     with pytest.raises(UsageError, match=f"limit {limit}, expected a weight above 0"):
         Clip(limit)
+
+
+def test_without_weights_the_expectation_is_that_of_the_probabilities() -> None:
+    """``E[Σ_j 1{i_j = i} w_j] = b p_i``: the bias that the docstring states, for every example."""
+    assert Unweighted.biased
+    p = Proportional().probabilities(score_set("uneven"))
+    n, size = len(p), 4
+    mean = size * multinomial_law(p) * Unweighted().apply(1 / (n * p))
+    torch.testing.assert_close(mean, size * p, rtol=1e-12, atol=0)
+    assert not torch.allclose(mean, torch.full_like(p, size / n))

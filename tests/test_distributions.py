@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 
 from enumeration import float64, score_set
 from gradsift.errors import UsageError
-from gradsift.sampling.distributions import AbstractDistribution, Mixed, Power, Proportional
+from gradsift.sampling.distributions import (
+    AbstractDistribution,
+    Mixed,
+    Power,
+    Proportional,
+    Ranked,
+)
+from gradsift.sampling.inclusion import capped_inclusion
 from gradsift.sampling.quarantine import FLOOR
 
 EVERY = [
@@ -20,6 +27,8 @@ EVERY = [
     Mixed(Proportional(), uniform=0.2),
     Mixed(Power(0.5), uniform=0.1),
     Mixed(Mixed(Proportional(), 0.5), 1),
+    Ranked(1.0),
+    Ranked(2.5),
 ]
 
 
@@ -123,3 +132,32 @@ def test_shares_out_of_range_are_refused(share: float) -> None:
 def test_distributions_are_values() -> None:
     assert Mixed(Power(0.5), uniform=0.1) == Mixed(Power(0.5), uniform=0.1)
     assert Mixed(Power(0.5), uniform=0.1) != Mixed(Power(0.6), uniform=0.1)
+
+
+@pytest.mark.parametrize("exponent", [0.0, 1.0, 2.0])
+@given(scores=st.lists(st.sampled_from([0.0, 1e-9, 0.5, 0.5, 2.0, 7.0]), min_size=1, max_size=9))
+def test_percentiles_agree_with_a_loop(exponent: float, scores: list[float]) -> None:
+    """Ties share a percentile; scores of zero among others keep their place."""
+    shares = [sum(other <= score for other in scores) / len(scores) for score in scores]
+    powers = [share**exponent for share in shares]
+    slow = [power / math.fsum(powers) for power in powers]
+    found = Ranked(exponent).probabilities(float64(scores))
+    torch.testing.assert_close(found, float64(slow), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("size", [1, 4, 32])
+def test_one_of_two_candidates_is_kept_by_its_percentile(size: int) -> None:
+    """``π = P·b/(b + ½)`` for 2b different scores: the published acceptance, up to rounding."""
+    count = 2 * size
+    scores = torch.arange(1.0, count + 1).double() ** 3
+    inclusion = capped_inclusion(Ranked(1.0).probabilities(scores), size)
+    percentiles = torch.arange(1, count + 1).double() / count
+    torch.testing.assert_close(
+        inclusion, percentiles * size / (size + 0.5), rtol=1e-12, atol=0
+    )
+
+
+@pytest.mark.parametrize("exponent", [-1.0, math.nan, math.inf])
+def test_exponents_of_ranks_are_checked(exponent: float) -> None:
+    with pytest.raises(UsageError, match=f"Ranked received exponent {exponent}"):
+        Ranked(exponent)

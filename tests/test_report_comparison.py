@@ -302,3 +302,16 @@ def test_even_draws_and_rows_have_no_images_and_no_draws():
     assert re.findall("<h4>(.*?)</h4>", text) == ["Largest scores", "Smallest scores"]
     assert "<img" not in text
     assert "<code>&lt;label 0&gt;</code>" in text
+
+
+def test_biased_arms_are_marked_in_the_table_and_on_the_page(tmp_path):
+    flags = {"uniform": "--recipe uniform", "fast": "--recipe=infobatch", "slow": "--recipe gasgd"}
+    plan = Plan(tuple(Arm(name, tuple(words.split())) for name, words in flags.items()), seeds=2)
+    runs = [measured(job.arm, job.seed, LOSSES[job.arm][job.seed]) for job in plan.jobs()]
+    found = compared(plan, runs, tmp_path, (), ())
+    assert list(found.biased) == ["fast"]
+    text, page = as_text(found), compare_page(found)
+    assert text.count("fast (biased)") == page.count("fast (biased)</th>") == 2
+    assert "(biased): the recipe's weights do not undo its choice" in " ".join(text.split())
+    assert "weights do not undo its choice" in page
+    assert "biased" not in as_text(made(tmp_path))

@@ -28,7 +28,7 @@ LAYERS = (
     ("scores",),
     ("sampling", "fitting"),
     ("monitors",),
-    ("gate",),
+    ("gate", "rules"),
     ("recipes",),
     ("engine",),
     ("sifting",),

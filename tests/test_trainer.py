@@ -71,7 +71,8 @@ def test_every_recipe_trains(recipe, tmp_path):
     start = lines(tmp_path / "out", "eval")[0]
     assert summary.steps == 40
     assert summary.train_loss < 0.8 * start["train_loss"]
-    switched = recipes[recipe].gate is not None or recipes[recipe].source in ("table", "engine")
+    told = ("table", "engine", "history")
+    switched = recipes[recipe].gate is not None or recipes[recipe].source in told
     assert (summary.gate is not None) == switched
 
 

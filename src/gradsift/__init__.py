@@ -4,11 +4,13 @@ from importlib.metadata import version as _version
 
 from gradsift import monitors as monitors
 from gradsift import parallel as parallel
+from gradsift import rules as rules
 from gradsift import scores as scores
 from gradsift.engine import engines as engines
 from gradsift.errors import DataError as DataError
 from gradsift.errors import TrainingError as TrainingError
 from gradsift.errors import UsageError as UsageError
+from gradsift.fitting import Holdout as Holdout
 from gradsift.fitting import recalibrate_batch_norm as recalibrate_batch_norm
 from gradsift.loader import SiftedLoader as SiftedLoader
 from gradsift.loader import sift as sift

@@ -6,10 +6,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from gradsift.comparison.arms import value_after
+from gradsift.comparison.arms import Arm, value_after
 from gradsift.comparison.estimates import against, value_of
 from gradsift.comparison.plan import Plan
 from gradsift.comparison.targets import with_targets
+from gradsift.recipes import recipes
 from gradsift.report.compared import CONTENDED, MEASURES, Compared, Measured, Row
 from gradsift.report.picks import Picks, read_picks
 
@@ -43,6 +44,7 @@ def compared(
         virtual=virtual,
         notes=[*tuning, *([] if virtual else _loads(runs)), *_notes(runs, rows)],
         picks=_picks(plan, runs, out),
+        biased=[arm.name for arm in plan.arms if _is_biased(plan, arm)],
     )
 
 
@@ -155,3 +157,9 @@ def _line(row: Row) -> dict[str, Any]:
         "reached": row.reached,
         "against_reference": against_reference,
     }
+
+
+def _is_biased(plan: Plan, arm: Arm) -> bool:
+    """Whether an arm's recipe gives another gradient than the mean over the data, on purpose."""
+    name = value_after(plan.flags(arm), "--recipe")
+    return name is not None and name in recipes and recipes[name].biased

@@ -7,6 +7,7 @@ from gradsift.recipes.issgd import ISSGD, ISSGD_2015
 from gradsift.recipes.katharopoulos2018 import CONSTANT_TIME, CONSTANT_VARIANCE, KATHAROPOULOS_2018
 from gradsift.recipes.pool import LOSS, POOL
 from gradsift.recipes.recipe import Recipe as Recipe
+from gradsift.recipes.rivals import RIVALS
 from gradsift.recipes.search import Search as Search
 from gradsift.recipes.table import AUTO, TABLE, TABLE_EXACT
 from gradsift.recipes.uniform import UNIFORM, UNIFORM_IID
@@ -53,4 +54,5 @@ recipes = Recipes(
     CONSTANT_TIME,
     ISSGD,
     ISSGD_2015,
+    *RIVALS,
 )

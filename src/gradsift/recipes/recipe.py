@@ -5,16 +5,19 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from gradsift.errors import UsageError
+from gradsift.fitting.held_out import Holdout
 from gradsift.gate import AbstractGate, MeasuredGate
 from gradsift.recipes.search import Search
+from gradsift.rules.base import AbstractRule
 from gradsift.sampling.corrections import AbstractCorrection
 from gradsift.sampling.distributions import AbstractDistribution, Proportional
 from gradsift.sampling.draws import AbstractDraw, Systematic
 from gradsift.scores.base import AbstractOutputScore, ScoreFunction
 from gradsift.scores.gradient_norm import GradientNorm
+from gradsift.scores.loss import Loss
 from gradsift.scores.output_gradient import OutputGradient
 
-Origin = Literal["loader", "iid", "pool", "table", "auto", "engine"]
+Origin = Literal["loader", "iid", "pool", "table", "auto", "engine", "history"]
 
 REMEMBERED = ("table", "auto")
 """Sources that keep the scores of training steps in a table."""
@@ -28,7 +31,8 @@ class Recipe:
         source: "loader" for the user's own order, "iid" for independent uniform ids, "pool" for
             candidates that are scored in the step, "table" for ids drawn by the scores of earlier
             steps, "auto" for whichever of them pays, "engine" for ids drawn by scores that an
-            engine measures beside the training.
+            engine measures beside the training, "history" for ids that a rule picks by the latest
+            scores of all examples.
         ratio: r, candidates per trained example.
         score: how much an example matters.
         distribution: scores to probabilities.
@@ -37,12 +41,15 @@ class Recipe:
         gate: when scores are used; None uses them in every step. "auto" has a `MeasuredGate`.
         smoothing: of a table: the share of an example's old score that is kept beside a new one.
         search: of the source "engine", and of no other: how its scores are used.
+        rule: of the source "history", and of no other: who picks the ids and their weights.
+        holdout: of a pool without a gate: how to fit the losses that its scores, which have to be
+            losses, are set against.
         reference: where the method was published.
         name: what reports call it.
 
     Raises:
         UsageError: for an unknown source, a ratio that is not a finite number of at least one, or
-            a table of scores that a training step does not give away.
+            a table or a rule with scores that a training step does not give away.
 
     Example:
         >>> from gradsift.sampling import distributions, draws
@@ -67,6 +74,8 @@ class Recipe:
     gate: AbstractGate | MeasuredGate | None = None
     smoothing: float = 0.5
     search: Search | None = None
+    rule: AbstractRule | None = None
+    holdout: Holdout | None = None
     reference: str = ""
     name: str = "custom"
 
@@ -100,6 +109,32 @@ class Recipe:
                 "belongs to the source 'auto', and to no other"
             )
 
+        self._check_rule()
+        self._check_holdout()
+
+    def _check_rule(self) -> None:
+        """A rule has the source "history", and a score that its steps can give away."""
+        if (self.source == "history") != (self.rule is not None):
+            raise UsageError(
+                f"recipe source {self.source!r} received rule={self.rule!r}: a rule belongs to the "
+                "source 'history', and to no other"
+            )
+        learns = self.rule is not None and self.rule.learns
+        if learns and not isinstance(self.score, AbstractOutputScore):
+            raise UsageError(
+                f"recipe source 'history' received the score {self.score!r}, expected one that the "
+                "outputs of a training step determine, such as Loss() or OutputGradient()"
+            )
+
+    def _check_holdout(self) -> None:
+        """Hold-out losses are set against the losses of a pool that is always there."""
+        alone = self.source == "pool" and self.gate is None and isinstance(self.score, Loss)
+        if self.holdout is not None and not alone:
+            raise UsageError(
+                f"recipe source {self.source!r} received holdout={self.holdout!r}: hold-out losses "
+                "belong to a pool without a gate whose score is Loss()"
+            )
+
     @property
     def scored(self) -> bool:
         """Whether examples are chosen by score at all."""
@@ -108,6 +143,8 @@ class Recipe:
     @property
     def biased(self) -> bool:
         """Whether the weighted mean differs from the mean over the data, on purpose."""
+        if self.rule is not None:
+            return self.rule.biased
         if self.search is not None and self.search.stale == "filter":
             return True
         return self.draw.biased or (self.correction is not None and self.correction.biased)

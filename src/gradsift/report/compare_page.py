@@ -16,6 +16,7 @@ from gradsift.report.compare_table import (
     error_in_words,
     legend,
     levels,
+    named,
     ratio_head,
     ratios,
 )
@@ -115,7 +116,7 @@ def _gallery(found: Compared) -> str:
 
 def _results(found: Compared) -> str:
     colours = figures.colours(found)
-    names = [_name(row.arm, colours[row.arm]) for row in found.rows]
+    names = [_name(named(found, row.arm), colours[row.arm]) for row in found.rows]
     kinds = [_kind(found, row.arm) for row in found.rows]
     first = _table(HEAD, [levels(found, row) for row in found.rows], names, kinds)
     if len(found.rows) < 2:

@@ -11,6 +11,9 @@ NONE = "-"
 NOT_REACHED = "not reached"
 WIDTH = 100
 
+BIASED = " (biased)"
+"""Behind the name of an arm whose recipe is biased on purpose."""
+
 ESTIMATES = {
     "train_loss": "train loss",
     "test_error": "test error",
@@ -57,7 +60,7 @@ def levels(found: Compared, row: Row) -> list[Cell]:
     shares = [_share(at[f"share_{name}"]) for name in ("loading", "scoring", "training")]
     loss, error = at["train_loss"], at["test_error"]
     return [
-        Cell(row.arm),
+        Cell(named(found, row.arm)),
         Cell(_runs(row, found.virtual), row.complete),
         *counts,
         Cell(NONE if loss is None else quantity(loss), loss),
@@ -69,7 +72,7 @@ def levels(found: Compared, row: Row) -> list[Cell]:
 
 def ratios(found: Compared, row: Row) -> list[Cell]:
     """An arm against the reference, under `RATIOS`."""
-    cells = [Cell(row.arm)]
+    cells = [Cell(named(found, row.arm))]
     for measure in ESTIMATES:
         estimate = row.estimates[measure]
         if row.arm == found.reference:
@@ -113,13 +116,24 @@ def as_text(found: Compared) -> str:
     return "\n\n".join([*parts, "\n".join(below_the_table)])
 
 
+def named(found: Compared, arm: str) -> str:
+    """The name of an arm, with a mark where it is biased."""
+    return f"{arm}{BIASED}" if arm in found.biased else arm
+
+
 def legend(found: Compared) -> str:
     """What the columns are."""
     clock = "counted cost" if found.virtual else "seconds"
-    return (
+    text = (
         f"Medians over seeds. to …: {clock} to what {found.reference} had at the end of its run "
         "with the same seed. load, score, train: shares of the budget. Ratios: geometric means "
         f"over paired seeds, arm / {found.reference}, with 95 % t intervals; below 1 is better."
+    )
+    if not found.biased:
+        return text
+    return (
+        f"{text}{BIASED}: the recipe's weights do not undo its choice, so its gradient is not that of "
+        "the mean over the data."
     )
 
 

@@ -121,6 +121,7 @@ class Compared:
         virtual: whether seconds are counted cost.
         notes: what has to be said under the table.
         picks: by arm, of its first seed; arms without any are left out.
+        biased: names of the arms whose recipe is biased on purpose.
     """
 
     reference: str
@@ -131,6 +132,7 @@ class Compared:
     virtual: bool
     notes: Sequence[str]
     picks: dict[str, Picks]
+    biased: Sequence[str] = ()
 
     def of(self, arm: str) -> list[Run]:
         """The complete runs of an arm, in the order of their seeds."""

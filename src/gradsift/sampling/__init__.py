@@ -2,10 +2,12 @@
 
 from gradsift.sampling.corrections import AbstractCorrection as AbstractCorrection
 from gradsift.sampling.corrections import Clip as Clip
+from gradsift.sampling.corrections import Unweighted as Unweighted
 from gradsift.sampling.distributions import AbstractDistribution as AbstractDistribution
 from gradsift.sampling.distributions import Mixed as Mixed
 from gradsift.sampling.distributions import Power as Power
 from gradsift.sampling.distributions import Proportional as Proportional
+from gradsift.sampling.distributions import Ranked as Ranked
 from gradsift.sampling.draws import AbstractDraw as AbstractDraw
 from gradsift.sampling.draws import Multinomial as Multinomial
 from gradsift.sampling.draws import Poisson as Poisson

@@ -61,3 +61,24 @@ class Clip(AbstractCorrection):
     def apply(self, weights: Float64[Tensor, " n"]) -> Float64[Tensor, " n"]:
         """The smaller of each weight and the limit."""
         return weights.clamp(max=self.limit)
+
+
+@dataclass(frozen=True)
+class Unweighted(AbstractCorrection):
+    """``w -> 1``: what is drawn counts as it comes. **Biased** towards what is drawn often.
+
+    For every example ``i``: ``E[Σ_j 1{i_j = i} w_j] = b p_i`` with replacement, ``π_i`` without,
+    where the unbiased value is ``b/N``: the objective becomes ``Σ p_i ℓ_i`` with the probabilities
+    of the moment. Published methods that select examples and forget the weights are this.
+
+    Example:
+        >>> import torch
+        >>> Unweighted().apply(torch.tensor([0.5, 8.0], dtype=torch.float64)).tolist()
+        [1.0, 1.0]
+    """
+
+    biased: ClassVar[bool] = True
+
+    def apply(self, weights: Float64[Tensor, " n"]) -> Float64[Tensor, " n"]:
+        """Ones."""
+        return weights.new_ones(len(weights))

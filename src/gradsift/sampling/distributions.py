@@ -8,11 +8,12 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
 from gradsift.errors import UsageError
-from gradsift.sampling.quarantine import clean
+from gradsift.sampling.quarantine import clean, neutralise
 
 
 class AbstractDistribution(ABC):
@@ -75,6 +76,46 @@ class Power(AbstractDistribution):
         """Powers of the scores over their sum; powers that underflow get the floor of `clean`."""
         values = clean(scores).values
         return _normalise(clean((values / values.max()) ** self.exponent).values)
+
+
+@dataclass(frozen=True)
+class Ranked(AbstractDistribution):
+    """``p_i ∝ P_i^exponent`` with ``P_i`` the share of candidates whose score is at most ``s_i``.
+
+    Only the order of the scores counts: equal scores are equally probable, and the largest is at
+    most ``n^exponent`` times as probable as the smallest. Over n candidates the mean of ``P^β`` is
+    about ``1/(β + 1)``, so one of ``β + 1`` candidates drawn without replacement is kept with
+    probability ``P^β`` itself.
+
+    Jiang et al., "Accelerating deep learning by focusing on the biggest losers" (2019), whose
+    percentiles are those of the last losses of the run, not of the candidates.
+
+    Args:
+        exponent: β, dimensionless, finite and >= 0; 0 is uniform.
+
+    Raises:
+        UsageError: for any other exponent.
+
+    Example:
+        >>> import torch
+        >>> Ranked(1.0).probabilities(torch.tensor([5.0, 0.1, 0.1])).tolist()
+        [0.42857142857142855, 0.2857142857142857, 0.2857142857142857]
+    """
+
+    exponent: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.exponent) and self.exponent >= 0):
+            raise UsageError(
+                f"Ranked received exponent {self.exponent}, expected a finite number >= 0: "
+                "0 is uniform, larger numbers prefer high scores"
+            )
+
+    def probabilities(self, scores: Float[Tensor, " n"]) -> Float64[Tensor, " n"]:
+        """Powers of the percentiles over their sum."""
+        values = neutralise(scores).values
+        below = torch.searchsorted(values.sort().values, values, right=True)
+        return _normalise((below.double() / len(values)) ** self.exponent)
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,7 @@ class SiftedLoader:
 
     @property
     def lr_factor(self) -> float:
-        """What to multiply the learning rate of the next step by: 1, unless ``spend="lr"``."""
+        """What to multiply the next learning rate by: 1, but for ``spend="lr"`` and some rules."""
         return self.policy.lr_factor
 
     @property

@@ -7,7 +7,9 @@ from gradsift.gate import MeasuredGate
 from gradsift.sifting.auto import Auto
 from gradsift.sifting.candidates import Chooser
 from gradsift.sifting.memory import Memory
+from gradsift.sifting.picked import Picked
 from gradsift.sifting.policy import AbstractPolicy, AlwaysPool, SwitchedPool, Unscored
+from gradsift.sifting.reduced import ReducedPool
 from gradsift.sifting.searched import Searched
 from gradsift.sifting.setup import Setup
 from gradsift.sifting.tabled import Tabled
@@ -20,7 +22,7 @@ def choose_policy(setup: Setup, source: AbstractSource, chooser: Chooser) -> Abs
         UsageError: when the recipe draws ids and the loader has none, or an order of its own.
     """
     recipe, gate = setup.recipe, setup.recipe.gate
-    if recipe.source in ("iid", "table", "engine") and not source.plain_order:
+    if recipe.source in ("iid", "table", "engine", "history") and not source.plain_order:
         raise UsageError(
             f"recipe {recipe.name!r} draws ids from the whole data set, but this loader has no "
             "ids or an order of its own, which defines another objective: use a map-style "
@@ -28,6 +30,8 @@ def choose_policy(setup: Setup, source: AbstractSource, chooser: Chooser) -> Abs
         )
     if recipe.search is not None and isinstance(source, MapSource):
         return Searched(chooser, source, setup.engine or inline(), recipe.search)
+    if recipe.rule is not None and isinstance(source, MapSource):
+        return Picked(recipe.rule, chooser, source)
     if not recipe.scored:
         return Unscored(recipe, source, chooser.generator)
     if recipe.source == "table":
@@ -35,9 +39,20 @@ def choose_policy(setup: Setup, source: AbstractSource, chooser: Chooser) -> Abs
     if isinstance(gate, MeasuredGate):
         memory = _memory(setup, source, adapts=True) if source.plain_order else None
         return Auto(chooser, gate, memory)
+    if recipe.holdout is not None:
+        return ReducedPool(recipe.holdout, chooser, _with_ids(setup, source))
     return AlwaysPool(recipe) if gate is None else SwitchedPool(recipe, gate, chooser)
 
 
 def _memory(setup: Setup, source: AbstractSource, *, adapts: bool) -> Memory:
     examples, steps = source.examples or 0, len(source)
     return Memory(setup.recipe, examples, setup.seed, adapts=adapts, steps=steps)
+
+
+def _with_ids(setup: Setup, source: AbstractSource) -> MapSource:
+    if not isinstance(source, MapSource):
+        raise UsageError(
+            f"recipe {setup.recipe.name!r} knows examples by id, but this loader has no ids: use a "
+            "DataLoader over map-style data, or another recipe"
+        )
+    return source

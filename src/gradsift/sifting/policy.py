@@ -34,6 +34,7 @@ class AbstractPolicy(ABC):
         said: what is to be said about the run, once, in words.
         measured: events for the log that were not written down yet: name and values.
         lr_factor: how many times larger a step may be than the user's own.
+        progress: share of the run that is over, from 0 to 1; None where the loop does not say.
         ranks: the processes that decide together.
         learns: whether scores of training steps are ever wanted.
         window: training steps whose scores it takes together.
@@ -48,6 +49,7 @@ class AbstractPolicy(ABC):
         self.measured: list[tuple[str, dict[str, Any]]] = []
         self.start = 0.0
         self.lr_factor = 1.0
+        self.progress: float | None = None
         self.ranks: AbstractRanks = Alone()
 
     def begin(self, now: float) -> None:
@@ -94,6 +96,11 @@ class AbstractPolicy(ABC):
         """Looks at a batch that will be trained on as it came; returns its scores where it did."""
         del arrived, portion, batch_size
 
+    def relate(self, scores: Tensor, ids: Tensor) -> Tensor:
+        """The fresh scores of a pool, set against what is known of its examples."""
+        del ids
+        return scores
+
     def see(self, scores: Tensor, step: int) -> None:
         """Takes the fresh scores of a pool."""
         del scores, step
@@ -119,7 +126,11 @@ class AbstractPolicy(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """What was learnt, as plain tensors and numbers; decisions are written down before."""
-        return {"start": self.start, "lr_factor": self.lr_factor}
+        return {
+            "start": self.start,
+            "lr_factor": self.lr_factor,
+            "progress": self.progress,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from another policy of the same recipe, to the bit.
@@ -128,6 +139,7 @@ class AbstractPolicy(ABC):
             UsageError: for a state that does not fit the recipe or the data.
         """
         self.start, self.lr_factor = state["start"], state["lr_factor"]
+        self.progress = state["progress"]
 
     @property
     def engine_summary(self) -> dict[str, Any] | None:

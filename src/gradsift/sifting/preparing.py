@@ -44,6 +44,7 @@ class Preparing:
         if fetched.plan.size is None:
             return self._batch(arrived, fetched.portion.given, fetched.plan.draw, device)
         scores = self._chooser.score(arrived, fetched.batch_size)
+        scores = self._policy.relate(scores, fetched.portion.ids)
         size = min(fetched.plan.size, arrived.count)
         chosen, draw = self._chooser.choose(arrived, scores, size, fetched.plan.draw)
         self._feedback.see(scores)

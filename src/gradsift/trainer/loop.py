@@ -220,10 +220,12 @@ class Loop:
 
     def _step(self, batch: WeightedBatch) -> None:
         with self.clock.timing(self.spent, "training"):
+            share = self.share
             for group in self.optimizer.param_groups:
                 group["lr"] = (
-                    self.settings.learning_rate * self.schedule(self.share) * self.train.lr_factor
+                    self.settings.learning_rate * self.schedule(share) * self.train.lr_factor
                 )
+            self.train.policy.progress = share
             outputs = self.model(batch.inputs)
             loss = batch.loss(outputs)
             if not math.isfinite(loss.item()):

@@ -23,9 +23,12 @@ from gradsift.errors import UsageError
 from gradsift.loader import sift
 from gradsift.models import build_model
 from gradsift.monitors.log import AbstractLog, SeveralLogs
+from gradsift.recipes.recipe import Recipe
 from gradsift.report.picks import write_picks
 from gradsift.report.summary import Summary, write_summary
 from gradsift.schedule import find_schedule
+from gradsift.scores.doubt import Doubt
+from gradsift.scores.input_norm import InputNorm
 from gradsift.scores.untouched import random_states
 from gradsift.sifting.spending import choose_spend
 from gradsift.trainer.evaluation import count_examples
@@ -142,6 +145,7 @@ def _prepare(
     engine: AbstractEngine | None,
 ) -> Loop:
     """Makes every part; the folder last, when nothing can be refused any more."""
+    _check_task(problem, settings.assembled())
     loader = load_batches(problem, settings)
     model = make_model(problem, settings).to(device)
     inner = WallClock(device) if clock is None else clock
@@ -176,6 +180,20 @@ def _prepare(
         interruption=interruption,
         keep=_nowhere if keeper is None else keeper.keep,
     )
+
+
+def _check_task(problem: Problem, recipe: Recipe) -> None:
+    """Scores of classes need classes, and norms need numbers."""
+    if isinstance(recipe.score, Doubt) and problem.task != "classification":
+        raise UsageError(
+            f"recipe {recipe.name!r} received a {problem.task}, expected classes: it picks by the "
+            "predicted probability of an example's class"
+        )
+    if isinstance(recipe.score, InputNorm) and (problem.vocabulary or problem.sparse):
+        raise UsageError(
+            f"recipe {recipe.name!r} received tokens or pairs of columns and values, expected "
+            "dense numbers: it picks by the norm of an input"
+        )
 
 
 def _nowhere(loop: Loop) -> None:
