@@ -28,7 +28,7 @@ LAYERS = (
     ("scores",),
     ("sampling", "fitting"),
     ("monitors",),
-    ("gate",),
+    ("gate", "predictor"),
     ("recipes",),
     ("engine",),
     ("sifting",),

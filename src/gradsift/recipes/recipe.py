@@ -6,18 +6,20 @@ from typing import Literal, get_args
 
 from gradsift.errors import UsageError
 from gradsift.gate import AbstractGate, MeasuredGate
+from gradsift.predictor.settings import Forecasting, Prediction
 from gradsift.recipes.search import Search
 from gradsift.sampling.corrections import AbstractCorrection
 from gradsift.sampling.distributions import AbstractDistribution, Proportional
-from gradsift.sampling.draws import AbstractDraw, Systematic
+from gradsift.sampling.draws import AbstractDraw, Multinomial, Stratified, Systematic
+from gradsift.sampling.resampling import Resampling
 from gradsift.scores.base import AbstractOutputScore, ScoreFunction
 from gradsift.scores.gradient_norm import GradientNorm
 from gradsift.scores.output_gradient import OutputGradient
 
-Origin = Literal["loader", "iid", "pool", "table", "auto", "engine"]
+Origin = Literal["loader", "iid", "pool", "table", "auto", "engine", "predicted"]
 
-REMEMBERED = ("table", "auto")
-"""Sources that keep the scores of training steps in a table."""
+REMEMBERED = ("table", "auto", "predicted")
+"""Sources that keep the scores of training steps."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Recipe:
         source: "loader" for the user's own order, "iid" for independent uniform ids, "pool" for
             candidates that are scored in the step, "table" for ids drawn by the scores of earlier
             steps, "auto" for whichever of them pays, "engine" for ids drawn by scores that an
-            engine measures beside the training.
+            engine measures beside the training, "predicted" for ids drawn by predicted scores.
         ratio: r, candidates per trained example.
         score: how much an example matters.
         distribution: scores to probabilities.
@@ -37,12 +39,18 @@ class Recipe:
         gate: when scores are used; None uses them in every step. "auto" has a `MeasuredGate`.
         smoothing: of a table: the share of an example's old score that is kept beside a new one.
         search: of the source "engine", and of no other: how its scores are used.
+        prediction: of the source "predicted", and of no other: how scores are predicted.
+        resampling: of the source "predicted", and of a "pool" that is weighted as in 2017; it
+            takes the place of distribution and correction.
+        forecast: of a "table" or "auto": forecasts today's scores, and draws by them while that
+            is measured to be better than the scores as they are. None never does.
         reference: where the method was published.
         name: what reports call it.
 
     Raises:
-        UsageError: for an unknown source, a ratio that is not a finite number of at least one, or
-            a table of scores that a training step does not give away.
+        UsageError: for an unknown source, a ratio that is not a finite number of at least one, a
+            table of scores that a training step does not give away, or parts that do not belong
+            together.
 
     Example:
         >>> from gradsift.sampling import distributions, draws
@@ -67,6 +75,9 @@ class Recipe:
     gate: AbstractGate | MeasuredGate | None = None
     smoothing: float = 0.5
     search: Search | None = None
+    prediction: Prediction | None = None
+    resampling: Resampling | None = None
+    forecast: Forecasting | None = None
     reference: str = ""
     name: str = "custom"
 
@@ -99,6 +110,7 @@ class Recipe:
                 f"recipe source {self.source!r} received the gate {self.gate!r}: a MeasuredGate "
                 "belongs to the source 'auto', and to no other"
             )
+        _check_predictors(self)
 
     @property
     def scored(self) -> bool:
@@ -110,4 +122,49 @@ class Recipe:
         """Whether the weighted mean differs from the mean over the data, on purpose."""
         if self.search is not None and self.search.stale == "filter":
             return True
+        if self.resampling is not None and self.resampling.biased:
+            return True
         return self.draw.biased or (self.correction is not None and self.correction.biased)
+
+
+def _check_predictors(recipe: Recipe) -> None:
+    source, resampling = recipe.source, recipe.resampling
+    if (source == "predicted") != (recipe.prediction is not None):
+        raise UsageError(
+            f"recipe source {source!r} received prediction={recipe.prediction!r}: a Prediction "
+            "belongs to the source 'predicted', and to no other"
+        )
+    if recipe.forecast is not None and source not in ("table", "auto"):
+        raise UsageError(
+            f"recipe source {source!r} received a forecast, which belongs to the sources 'table' "
+            "and 'auto': leave it out"
+        )
+    if recipe.forecast is not None and source == "table" and recipe.draw != Stratified():
+        raise UsageError(
+            f"a forecast received with the draw {recipe.draw!r}, expected Stratified(): forecasts "
+            "are drawn from by it alone"
+        )
+    if (resampling is None) == (source == "predicted") or (
+        resampling is not None and source not in ("predicted", "pool")
+    ):
+        raise UsageError(
+            f"recipe source {source!r} received resampling={resampling!r}: 'predicted' needs a "
+            "Resampling, 'pool' may have one, and no other does"
+        )
+    if resampling is not None:
+        _check_resampled(recipe, resampling)
+
+
+def _check_resampled(recipe: Recipe, resampling: Resampling) -> None:
+    parts = (recipe.distribution, recipe.draw, recipe.correction, recipe.gate)
+    if parts != (Proportional(), Multinomial(), None, None):
+        raise UsageError(
+            f"a recipe with a resampling received {', '.join(map(str, parts))}, expected "
+            "Proportional(), Multinomial(), no correction and no gate: smoothing and exponent are "
+            "those of the resampling"
+        )
+    if recipe.source == "pool" and resampling.normaliser == "population":
+        raise UsageError(
+            "a pool received the normaliser 'population', whose losses it does not know: expected "
+            "'previous' or 'batch'"
+        )

@@ -131,6 +131,7 @@ class Auto(AbstractPolicy):
         self._keep(update, weights)
         if self.memory is not None:
             self.memory.learn(update, weights)
+            self.said += self.memory.news()
         seconds = self._clock.now() - before
         self.evidence.observing.add(seconds, times=0)
         self._pay_for_observing(seconds, drawn=drawn)

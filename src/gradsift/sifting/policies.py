@@ -8,6 +8,7 @@ from gradsift.sifting.auto import Auto
 from gradsift.sifting.candidates import Chooser
 from gradsift.sifting.memory import Memory
 from gradsift.sifting.policy import AbstractPolicy, AlwaysPool, SwitchedPool, Unscored
+from gradsift.sifting.predicted import Predicted
 from gradsift.sifting.searched import Searched
 from gradsift.sifting.setup import Setup
 from gradsift.sifting.tabled import Tabled
@@ -20,7 +21,7 @@ def choose_policy(setup: Setup, source: AbstractSource, chooser: Chooser) -> Abs
         UsageError: when the recipe draws ids and the loader has none, or an order of its own.
     """
     recipe, gate = setup.recipe, setup.recipe.gate
-    if recipe.source in ("iid", "table", "engine") and not source.plain_order:
+    if recipe.source in ("iid", "table", "engine", "predicted") and not source.plain_order:
         raise UsageError(
             f"recipe {recipe.name!r} draws ids from the whole data set, but this loader has no "
             "ids or an order of its own, which defines another objective: use a map-style "
@@ -30,12 +31,22 @@ def choose_policy(setup: Setup, source: AbstractSource, chooser: Chooser) -> Abs
         return Searched(chooser, source, setup.engine or inline(), recipe.search)
     if not recipe.scored:
         return Unscored(recipe, source, chooser.generator)
+    if recipe.prediction is not None and recipe.resampling is not None:
+        return Predicted(
+            source.examples or 0,
+            recipe.prediction,
+            recipe.resampling,
+            chooser.generator,
+            setup.seed,
+        )
     if recipe.source == "table":
         return Tabled(_memory(setup, source, adapts=False), chooser.generator)
     if isinstance(gate, MeasuredGate):
         memory = _memory(setup, source, adapts=True) if source.plain_order else None
         return Auto(chooser, gate, memory)
-    return AlwaysPool(recipe) if gate is None else SwitchedPool(recipe, gate, chooser)
+    if gate is None:
+        return AlwaysPool(recipe, chooser.resampler)
+    return SwitchedPool(recipe, gate, chooser)
 
 
 def _memory(setup: Setup, source: AbstractSource, *, adapts: bool) -> Memory:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradsift.predictor.duel import ENOUGH
 from gradsift.records import PLAIN, Plan, ScoreUpdate
 from gradsift.sampling.table import ScoreTable
 from gradsift.sifting.memory import WINDOW, Memory
@@ -59,6 +60,7 @@ class Tabled(AbstractPolicy):
         """Keeps the scores."""
         del drawn
         self.memory.learn(update, weights)
+        self.said += self.memory.news()
 
     def timed(self, plan: Plan, seconds: float, loading: float) -> None:
         """Counts the first pass."""
@@ -92,6 +94,9 @@ class Tabled(AbstractPolicy):
             if self._opened_at is not None
             else "the first pass in your own order fills the table"
         )
+        forecast = self.memory.forecast
+        if forecast is not None and forecast.duel.batches >= ENOUGH:
+            reason = f"{reason}; {forecast.duel}"
         state = "off" if self._opened_at is None else "on"
         return {"state": state, "reason": reason, "opened_at_step": self._opened_at}
 
