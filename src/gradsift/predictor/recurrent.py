@@ -23,6 +23,9 @@ LAYERS = 2
 LEAST = 1e-6
 """The smallest predicted loss, as published: a network knows no sign."""
 
+LARGEST = 1e6
+"""Losses beyond it count as it: what they do to a network must stay finite."""
+
 CHUNK = 4096
 """Histories that are read at once."""
 
@@ -92,9 +95,6 @@ class LossPredictor:
         prediction: how.
         seed: of the network's initial parameters.
 
-    Attributes:
-        skipped: steps of the network that were left out because their loss was not finite.
-
     Example:
         >>> predictor = LossPredictor(8, Prediction(lr=0.02), seed=0)
         >>> ids, losses = torch.arange(8), torch.tensor([0.1, 2.0] * 4)
@@ -118,7 +118,6 @@ class LossPredictor:
         self._optimizer = torch.optim.Adam(self._network.parameters(), lr=prediction.lr)
         self._errors = RatioAverage(momentum=0.98)
         self._steps = self._next = 0
-        self.skipped = 0
         first = self._read(np.zeros(1, np.int64))
         self._reading = first.repeat(examples, 1)
 
@@ -159,6 +158,7 @@ class LossPredictor:
         if labels is not None:
             self._labels[ids] = (1 + labels % self._prediction.classes).int()
         different, _, means = each_once(ids.numpy(), losses.double().numpy())
+        means = np.minimum(means, LARGEST)
         self._note_error(different, means)
         numbers = np.log(np.maximum(means, LEAST)) if self._prediction.log_scale else means
         if self._steps % self._prediction.every == 0:
@@ -179,7 +179,6 @@ class LossPredictor:
             "errors": self._errors.state_dict(),
             "steps": self._steps,
             "next": self._next,
-            "skipped": self.skipped,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -191,7 +190,6 @@ class LossPredictor:
         self._optimizer.load_state_dict(state["optimizer"])
         self._errors.load_state_dict(state["errors"])
         self._steps, self._next = state["steps"], state["next"]
-        self.skipped = state["skipped"]
 
     def _note_error(self, ids: np.ndarray, means: Float64[np.ndarray, " n"]) -> None:
         predicted = self.predict(torch.from_numpy(ids)).numpy()
@@ -203,9 +201,6 @@ class LossPredictor:
             read = self._network.read(values, counts)
             predicted = self._network(read, self._labels[torch.from_numpy(ids)].long())
             loss = (predicted - targets).square().mean()
-            if not bool(loss.isfinite()):
-                self.skipped += 1
-                return
             self._optimizer.zero_grad()
             loss.backward()
             self._optimizer.step()

@@ -13,6 +13,7 @@ function; with a constant added it is ``mean((L + a)^(1−k) ∇L)``, and with t
 ``mean(L^(α(1−k)) ∇L)``.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -95,12 +96,12 @@ class Resampler:
     Example:
         >>> resampler = Resampler(Resampling(exponent=0.0))
         >>> scores, seeded = torch.tensor([1.0, 3.0]), torch.Generator().manual_seed(0)
-        >>> first = resampler.draw(scores, 4, seeded)
-        >>> [round(w * (1.0, 3.0)[i], 6) for i, w in zip(first.positions, first.weights)]
-        [2.0, 2.0, 2.0, 2.0]
-        >>> second = resampler.draw(scores, 4, seeded)  # m/c = 2/2.5, whatever was drawn
+        >>> first = resampler.draw(scores, 2, seeded)  # k = 1: w s = m
+        >>> (first.weights * scores[first.positions]).tolist()
+        [2.0, 2.0]
+        >>> second = resampler.draw(scores, 2, seeded)  # k = 0: m/c = 2/2.5, whatever was drawn
         >>> second.weights.tolist()
-        [0.8, 0.8, 0.8, 0.8]
+        [0.8, 0.8]
     """
 
     def __init__(self, resampling: Resampling) -> None:
@@ -112,10 +113,10 @@ class Resampler:
     @property
     def normaliser(self) -> float | None:
         """``c`` of the next draw; None where nothing is known of it, or the batch decides."""
-        if self.resampling.normaliser == "population":
-            return self._surveyed
-        known = self.resampling.normaliser == "previous" and self._bottom > 0
-        return self._top / self._bottom if known else None
+        found = self._surveyed if self.resampling.normaliser == "population" else None
+        if self.resampling.normaliser == "previous" and self._bottom > 0:
+            found = self._top / self._bottom
+        return found if found is not None and 0 < found < math.inf else None
 
     def draw(self, scores: Float[Tensor, " n"], size: int, generator: torch.Generator) -> Draw:
         """Draws ``size`` of the candidates with replacement.
@@ -155,9 +156,9 @@ class Resampler:
         drawn = smoothed[positions]
         inverse = smoothed.mean() / drawn
         factor = drawn ** (1 - self.resampling.exponent)
-        if self.resampling.normaliser == "batch":
-            return inverse * factor / factor.mean()
-        return inverse if self.normaliser is None else inverse * factor / self.normaliser
+        batch = self.resampling.normaliser == "batch"
+        normaliser = float(factor.mean()) if batch else self.normaliser
+        return inverse * factor / normaliser if normaliser else inverse
 
     def observe(self, scores: Float[Tensor, " n"]) -> None:
         """Learns from a presample, for the draws to come."""
