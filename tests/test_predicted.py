@@ -20,7 +20,6 @@ from gradsift.sampling.distributions import Power
 from gradsift.sampling.resampling import Resampler, Resampling
 from gradsift.sampling.smoothing import AddShare
 from gradsift.sifting.predicted import Predicted
-from gradsift.sifting.ranks import Alone
 
 LOSS = nn.CrossEntropyLoss(reduction="none")
 N, BATCH = 60, 6
@@ -235,16 +234,6 @@ def test_regression_has_no_classes() -> None:
         batch.loss(model(batch.inputs))
     policy: Any = train.policy
     assert not policy.predictor._labels.any()
-
-
-def test_several_processes_are_refused() -> None:
-    class Two(Alone):
-        def __init__(self) -> None:
-            super().__init__()
-            self.size = 2
-
-    with pytest.raises(UsageError, match="2 processes that sift together, expected one"):
-        Run(SHORT).policy.join(Two())
 
 
 def test_parts_that_do_not_belong_together_are_refused() -> None:

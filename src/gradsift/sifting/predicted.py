@@ -2,6 +2,9 @@
 
 In each step B uniform candidates are taken out of the whole data set, by id; a small network says
 how large their losses should be by now; the batch is drawn from them. Only the batch is fetched.
+
+Processes that sift together tell each other the losses of every step, which keeps their predictors
+alike, and take candidates of their own; each of their batches is as it would be alone.
 """
 
 from collections.abc import Mapping
@@ -10,14 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradsift.errors import UsageError
 from gradsift.predictor.recurrent import LossPredictor
 from gradsift.predictor.settings import Prediction
 from gradsift.records import PLAIN, Draw, Plan, ScoreUpdate
 from gradsift.sampling.relative import fresh_scores
 from gradsift.sampling.resampling import Resampler, Resampling
 from gradsift.sifting.policy import AbstractPolicy
-from gradsift.sifting.ranks import AbstractRanks
 
 
 class Predicted(AbstractPolicy):
@@ -54,19 +55,6 @@ class Predicted(AbstractPolicy):
         self._steps = 0
         self._opened_at: int | None = None
         self._until_survey = 0
-
-    def join(self, ranks: AbstractRanks) -> None:
-        """Remembers the other processes.
-
-        Raises:
-            UsageError: for several processes that sift together.
-        """
-        if ranks.size > 1:
-            raise UsageError(
-                f"a predictor received {ranks.size} processes that sift together, expected one: "
-                "give world_size=1, so that each predicts by itself, or use recipe='table'"
-            )
-        super().join(ranks)
 
     def plan(self, batch_size: int) -> Plan:
         """The warm-up as it comes, then a batch out of fresh candidates."""
