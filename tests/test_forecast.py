@@ -23,6 +23,9 @@ from gradsift.sampling.table import ScoreTable
 from gradsift.sifting.memory import Memory
 
 N, BATCH = 256, 64
+
+STEPS = 640
+"""As if of a pass: prices are averaged over 40 updates then."""
 FORECAST = recipes["table-forecast"]
 
 
@@ -44,7 +47,7 @@ def steady(index: Tensor, step: int) -> Tensor:
 
 def lived(truth: Any, steps: int, recipe: Recipe = FORECAST, first: Memory | None = None) -> Memory:
     """A memory that has seen so many updates, drawn by itself after the first pass."""
-    memory = first or Memory(recipe, N, seed=0, adapts=False, steps=N // BATCH)
+    memory = first or Memory(recipe, N, seed=0, adapts=False, steps=STEPS)
     generator = torch.Generator().manual_seed(1)
     for step in range(steps):
         if step < N // BATCH:
@@ -162,7 +165,7 @@ def test_a_memory_with_forecasts_goes_on_to_the_bit(cut: int) -> None:
     file = io.BytesIO()
     torch.save(first.state_dict(), file)
     file.seek(0)
-    second = Memory(recipe, N, seed=0, adapts=False, steps=N // BATCH)
+    second = Memory(recipe, N, seed=0, adapts=False, steps=STEPS)
     second.load_state_dict(torch.load(file, weights_only=True))
     for step in range(cut, cut + 20):
         ids = torch.arange(step, step + 40) % N
