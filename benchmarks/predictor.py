@@ -190,7 +190,9 @@ def summed_up(rows: list[Row], name: str, predictor: str) -> str:
         return f"{name:8} {predictor:9} nothing priced: more epochs are needed"
     means = [statistics.fmean(each) for each in logs.values()]
     middle, half = statistics.fmean(means), half_width(means)
-    ends = "" if half is None else f" [{math.exp(middle - half):.3f}, {math.exp(middle + half):.3f}]"
+    ends = ""
+    if half is not None:
+        ends = f" [{math.exp(middle - half):.3f}, {math.exp(middle + half):.3f}]"
     used = statistics.fmean(row.in_use for row in own if row.epoch > latest / 2)
     return (
         f"{name:8} {predictor:9} variance ratio over that of the last scores: "

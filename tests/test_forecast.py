@@ -1,4 +1,4 @@
-"""Forecasts of a table's scores: judged before they learn, drawn by while they win, never biased."""
+"""Forecasts of a table's scores: judged before they learn, drawn by while they win, unbiased."""
 
 import io
 import math
@@ -15,7 +15,7 @@ import gradsift
 from gradsift import Recipe, UsageError, draws, recipes
 from gradsift.predictor import Forecasting
 from gradsift.predictor.duel import ENOUGH
-from gradsift.predictor.fit import fit
+from gradsift.predictor.fit import Rows, fit
 from gradsift.predictor.forecast import RIDGE, Forecast
 from gradsift.records import ScoreUpdate
 from gradsift.sampling.distributions import Mixed, Proportional
@@ -129,9 +129,8 @@ def test_coefficients_are_those_of_the_latest_rows() -> None:
     assert 0 < len(rows) <= 8
     start = forecast.beta.copy()
     forecast.refit(memory.table, 40)
-    joined = type(rows[0])(
-        *(np.concatenate([getattr(one, name) for one in rows]) for name in ("x", "costs", "weights"))
-    )
+    parts = zip(*((one.x, one.costs, one.weights) for one in rows), strict=True)
+    joined = Rows(*map(np.concatenate, parts))
     expected = fit(joined, start, forecast._known.start, RIDGE)
     assert forecast.beta.tolist() == expected.tolist()
     everyone = np.arange(N)

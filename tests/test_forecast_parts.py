@@ -1,4 +1,4 @@
-"""What forecasts are made of: rows of what is known, a fit to the price, a duel. Each has a twin."""
+"""What forecasts are made of: rows of what is known, a fit to the price, a duel; and twins."""
 
 import itertools
 import math

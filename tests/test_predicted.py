@@ -127,7 +127,8 @@ def test_the_predictor_learns_the_losses_of_each_step_in_order() -> None:
 def test_losses_that_are_not_finite_are_left_out_with_their_classes() -> None:
     policy = Run(SHORT).policy
     seen: list[Any] = []
-    policy.predictor.learn = lambda *found: seen.extend(found)  # pyright: ignore[reportAttributeAccessIssue]
+    predictor: Any = policy.predictor
+    predictor.learn = lambda *found: seen.extend(found)
     update = ScoreUpdate(torch.arange(3), torch.tensor([1.0, torch.nan, 2.0]), 1, torch.arange(3))
     policy.learn(update, torch.ones(3), drawn=False)
     assert [part.tolist() for part in seen] == [[0, 2], [1.0, 2.0], [0, 2]]

@@ -1,4 +1,4 @@
-"""The soft max-loss of 2017, by enumeration: presamples, draws, weights, and what each part changes."""
+"""The soft max-loss of 2017, by enumeration of presamples and draws, and what each part changes."""
 
 import itertools
 import math

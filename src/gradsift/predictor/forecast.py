@@ -1,4 +1,4 @@
-"""Today's score of every example, forecast out of what is known of it, and drawn by if that pays."""
+"""Today's score of every example, forecast from what is known of it; drawn by if that pays."""
 
 from collections import deque
 from collections.abc import Mapping
