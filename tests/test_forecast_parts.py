@@ -14,7 +14,7 @@ from gradsift.errors import UsageError
 from gradsift.monitors.averages import RatioAverage
 from gradsift.predictor.duel import ENOUGH, PARTS, Duel
 from gradsift.predictor.fit import Rows, fit, log_price
-from gradsift.predictor.known import COLUMNS, FLOOR, MEMORY, Known
+from gradsift.predictor.known import BEND, COLUMNS, FLOOR, MEMORY, Known
 from gradsift.sampling.table import ScoreTable
 
 
@@ -232,11 +232,13 @@ class SlowKnown:
         squares, mass = self.sums.get(self.labels.get(i, -1), (0.0, 0.0))
         of_class = math.log((squares + 1) / (mass + 1)) / 2
         if i not in self.scores:
-            return [0.0] * 6 + [of_class]
+            return [0.0] * 7 + [of_class]
         last = self.scores[i][-1]
         before = self.scores[i][-2] if len(self.scores[i]) > 1 else last
         a = math.log1p(age / self.steps)
-        return [1.0, last, math.log(max(smoothed, FLOOR)), last - before, a, last * a, of_class]
+        smooth = math.log(max(smoothed, FLOOR))
+        low = min(smooth - BEND, 0.0)
+        return [1.0, last, smooth, low, last - before, a, last * a, of_class]
 
 
 def test_rows_of_what_is_known() -> None:

@@ -11,14 +11,17 @@ from torch import Tensor
 from gradsift.errors import UsageError
 from gradsift.sampling.table import ScoreTable
 
-COLUMNS = ("seen", "last", "smoothed", "change", "age", "last by age", "class")
+COLUMNS = ("seen", "last", "smoothed", "low", "change", "age", "last by age", "class")
 """Of a row, before frozen features."""
 
-START = np.array([0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0])
+START = np.array([0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0])
 """Coefficients of the table's own proposal: ``q`` is the smoothed score, and one where unseen."""
 
 FLOOR = 1e-3
 """Relative scores below it count as it: what they are exactly decides nothing."""
+
+BEND = -2.0
+"""Logarithm of the relative score below which another slope may hold: small scores come back."""
 
 CLASSES = 2**16
 """Classes that are told apart; further ones share."""
@@ -34,8 +37,9 @@ class Known:
 
     A row has the columns `COLUMNS`. Scores are relative to the level of all scores when they came,
     as in a `ScoreTable`, and enter as logarithms. ``last`` is the last one, ``change`` its
-    difference to the one before, ``smoothed`` what the table holds; they are zero for examples that
-    were never scored, whose ``seen`` is zero too. ``age`` is ``log(1 + a)`` with the steps ``a``
+    difference to the one before, ``smoothed`` what the table holds and ``low`` how far that is below
+    `BEND`, where there may be another slope; they are zero for examples that were never scored, whose
+    ``seen`` is zero too. ``age`` is ``log(1 + a)`` with the steps ``a``
     since the last score in units of a pass, ``class`` the logarithm of the root mean square of
     recent scores of the example's class. Frozen features are standardised.
 
@@ -56,7 +60,7 @@ class Known:
         0
         >>> known.add(ids, np.array([2.0]), np.ones(1), None, table.level)
         >>> known.rows(np.array([0, 1]), table, version=14).round(2).tolist()
-        [[0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0, 0.69, 0.0, 0.0]]
+        [[0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0, 0.0, 0.69, 0.0, 0.0]]
     """
 
     def __init__(self, examples: int, steps: int, features: Tensor | None = None) -> None:
@@ -128,11 +132,13 @@ class Known:
         last = np.where(seen, self._last[ids], 0.0).astype(np.float64)
         before = np.where(seen, self._before[ids], 0.0)
         smoothed = np.log(np.maximum(table.relative(index).numpy(), FLOOR))
+        smoothed = np.where(seen, smoothed, 0.0)
         age = np.where(seen, np.log1p(np.maximum(ages, 0) / self._steps), 0.0)
         columns = [
             seen.astype(np.float64),
             last,
-            np.where(seen, smoothed, 0.0),
+            smoothed,
+            np.minimum(smoothed - BEND, 0.0),
             last - before,
             age,
             last * age,
