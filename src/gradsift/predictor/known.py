@@ -36,12 +36,12 @@ class Known:
     """The last two scores, the class and the frozen features of every example.
 
     A row has the columns `COLUMNS`. Scores are relative to the level of all scores when they came,
-    as in a `ScoreTable`, and enter as logarithms. ``last`` is the last one, ``change`` its
-    difference to the one before, ``smoothed`` what the table holds and ``low`` how far that is below
-    `BEND`, where there may be another slope; they are zero for examples that were never scored, whose
-    ``seen`` is zero too. ``age`` is ``log(1 + a)`` with the steps ``a``
-    since the last score in units of a pass, ``class`` the logarithm of the root mean square of
-    recent scores of the example's class. Frozen features are standardised.
+    as in a `ScoreTable`, and enter as logarithms: the ``last`` one, its ``change`` from the one
+    before, the ``smoothed`` one of the table, and how far that is below `BEND` (``low``), where
+    another slope may hold. All are zero for examples that were never scored, and so is ``seen``.
+    ``age`` is ``log(1 + a)`` with the steps ``a`` since the last score in units of a pass, ``class``
+    the logarithm of the root mean square of recent scores of the class. Frozen features are
+    standardised.
 
     Memory: 12 bytes per example, and 4 for each frozen feature.
 

@@ -100,7 +100,7 @@ class Resampler:
         >>> (first.weights * scores[first.positions]).tolist()
         [2.0, 2.0]
         >>> second = resampler.draw(scores, 2, seeded)  # k = 0: m/c = 2/2.5, whatever was drawn
-        >>> second.weights.tolist()
+        >>> second.weights.round(decimals=6).tolist()
         [0.8, 0.8]
     """
 
