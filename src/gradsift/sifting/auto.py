@@ -176,6 +176,8 @@ class Auto(AbstractPolicy):
             reason = "the first pass is in your own order"
         else:
             reason = "nothing is measured yet"
+        if self.memory is not None:
+            reason = self.memory.with_forecast(reason)
         return {
             "state": "off" if self.in_use == "off" else "on",
             "reason": reason,

@@ -164,6 +164,12 @@ class Memory:
         """What was decided about forecasts since it was last asked, in words."""
         return [] if self.forecast is None else self.forecast.news()
 
+    def with_forecast(self, reason: str) -> str:
+        """A reason, and what forecasts were found to give, where there are any."""
+        if self.forecast is None or self.forecast.duel.batches < ENOUGH:
+            return reason
+        return f"{reason}; {self.forecast.duel}"
+
     def state_dict(self) -> dict[str, Any]:
         """Plain tensors and numbers, from which `load_state_dict` goes on to the bit."""
         labels = self._labels

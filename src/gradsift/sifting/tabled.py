@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradsift.predictor.duel import ENOUGH
 from gradsift.records import PLAIN, Plan, ScoreUpdate
 from gradsift.sampling.table import ScoreTable
 from gradsift.sifting.memory import WINDOW, Memory
@@ -94,11 +93,12 @@ class Tabled(AbstractPolicy):
             if self._opened_at is not None
             else "the first pass in your own order fills the table"
         )
-        forecast = self.memory.forecast
-        if forecast is not None and forecast.duel.batches >= ENOUGH:
-            reason = f"{reason}; {forecast.duel}"
         state = "off" if self._opened_at is None else "on"
-        return {"state": state, "reason": reason, "opened_at_step": self._opened_at}
+        return {
+            "state": state,
+            "reason": self.memory.with_forecast(reason),
+            "opened_at_step": self._opened_at,
+        }
 
     def __str__(self) -> str:
         summary = self.summary()
