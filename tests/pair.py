@@ -6,6 +6,7 @@ Started by `test_citizen_ranks.py` as ``python pair.py RANK FOLDER``; the tests 
 import io
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import timedelta
 from itertools import chain, islice, repeat
 from pathlib import Path
@@ -27,6 +28,10 @@ from gradsift.sifting import together
 LOSS = nn.CrossEntropyLoss(reduction="none")
 N, BATCH, RATE = 256, 8, 0.05
 PUBLISHED = gradsift.Recipe(gate=TauThreshold(threshold=1.4), name="published")
+PREDICTED = replace(
+    gradsift.recipes["katharopoulos2017"],
+    prediction=gradsift.predictor.Prediction(candidates=64, warm_up=8),
+)
 
 
 def uneven_data() -> TensorDataset:
@@ -279,6 +284,7 @@ CHECKS: dict[str, Callable[[], Any]] = {
     "ddp-table-workers": lambda: check_recipe("table", "ddp", 4, workers=2),
     "ddp-auto": lambda: check_recipe("auto", "ddp", 24),
     "ddp-published": lambda: check_recipe(PUBLISHED, "ddp", 4),
+    "ddp-predicted": lambda: check_recipe(PREDICTED, "ddp", 3),
     "fsdp-pool": lambda: check_recipe("pool", "fsdp", 2),
     "fsdp-table": lambda: check_recipe("table", "fsdp", 6),
     "fsdp-auto": lambda: check_recipe("auto", "fsdp", 24),

@@ -1,9 +1,9 @@
 """Two processes sift together: one draw from one table, equal to one process on the same draws.
 
 One pair of processes (`pair.py`) runs every check once, in sequence; the tests read what it saw.
-DDP and FSDP2, 2 ranks, with the recipes `pool`, `table`, `auto`, a published gate, two rules and
-hold-out losses. Exceptions: these need a whole model to copy;
-under FSDP2 `auto` measures no gradient (no process has all of one), so it offers the table and
+DDP and FSDP2, 2 ranks, with the recipes `pool`, `table`, `auto`, a published gate, two rules,
+hold-out losses and, behind DDP, predicted losses. Exceptions: hold-out losses need a whole model to
+copy; under FSDP2 `auto` measures no gradient (no process has all of one), so it offers the table and
 pools without the ratio of noise to signal, which counts as one batch.
 """
 
@@ -26,6 +26,7 @@ FITS = (
     "ddp-table-workers",
     "ddp-auto",
     "ddp-published",
+    "ddp-predicted",
     "fsdp-pool",
     "fsdp-table",
     "fsdp-auto",
@@ -120,6 +121,15 @@ def test_ranks_take_shares_of_one_draw(results: Results, name: str) -> None:
     assert bool((counts <= expected.floor() + 2).all())
     rare = counts[counts > 0] - expected[counts > 0]
     assert float(rare.abs().max()) < 2
+
+
+def test_predictors_are_alike_and_candidates_are_not(results: Results) -> None:
+    first, second = (result["ddp-predicted"] for result in results)
+    assert first["gate"] == second["gate"]  # whose reason has the error of the predictions
+    assert first["gate"]["opened_at_step"] == 9
+    drawn = [[ids.tolist() for ids, _, drawn in part["seen"] if drawn] for part in (first, second)]
+    assert len(drawn[0]) == len(drawn[1]) > 30
+    assert drawn[0] != drawn[1]
 
 
 def test_uneven_shares_weigh_as_the_direct_gradient(results: Results) -> None:

@@ -38,7 +38,11 @@ BY_RULE = {
 }
 
 NEEDS_IDS = dict.fromkeys(
-    ("uniform-iid", "table", "table-exact", "issgd", "issgd2015", "rho-loss", *BY_RULE), NO_IDS
+    (
+        *("uniform-iid", "table", "table-exact", "table-forecast", "issgd", "issgd2015"),
+        *("katharopoulos2017", "katharopoulos2017-unbiased", "rho-loss", *BY_RULE),
+    ),
+    NO_IDS,
 )
 
 NEEDS_CLASSES = dict.fromkeys(
@@ -51,7 +55,12 @@ SCORES_BESIDE = {
     "static-importance": "the norms of all inputs are taken once",
 }
 
-FILTERED = {"issgd2015": "its filter is biased, its draw is not: tests/test_filtered.py"}
+WEIGHED = "its powers of weights are biased, its draw is not: tests/test_resampling.py"
+FILTERED = {
+    "issgd2015": "its filter is biased, its draw is not: tests/test_filtered.py",
+    "katharopoulos2017": WEIGHED,
+    "katharopoulos2017-exact": WEIGHED,
+}
 
 N, BATCH = 40, 10
 CROSS_ENTROPY = nn.CrossEntropyLoss(reduction="none")
@@ -59,6 +68,8 @@ CROSS_ENTROPY = nn.CrossEntropyLoss(reduction="none")
 
 def open_at_once(recipe: Recipe) -> Recipe:
     """The same recipe with a gate that opens after the first batch, so that it is exercised."""
+    if recipe.prediction is not None:
+        return replace(recipe, prediction=replace(recipe.prediction, warm_up=1, candidates=30))
     if recipe.gate is None or isinstance(recipe.gate, MeasuredGate):
         return recipe
     gate: Any = recipe.gate

@@ -28,7 +28,7 @@ LAYERS = (
     ("scores",),
     ("sampling", "fitting"),
     ("monitors",),
-    ("gate", "rules"),
+    ("gate", "rules", "predictor"),
     ("recipes",),
     ("engine",),
     ("sifting",),

@@ -4,6 +4,7 @@ from importlib.metadata import version as _version
 
 from gradsift import monitors as monitors
 from gradsift import parallel as parallel
+from gradsift import predictor as predictor
 from gradsift import rules as rules
 from gradsift import scores as scores
 from gradsift.engine import engines as engines
@@ -23,6 +24,8 @@ from gradsift.records import WeightedBatch as WeightedBatch
 from gradsift.sampling import corrections as corrections
 from gradsift.sampling import distributions as distributions
 from gradsift.sampling import draws as draws
+from gradsift.sampling import resampling as resampling
+from gradsift.sampling import smoothing as smoothing
 from gradsift.sampling.table import ScoreTable as ScoreTable
 
 __version__ = _version("gradsift")

@@ -4,12 +4,13 @@ from collections.abc import Iterator, Mapping
 
 from gradsift.errors import UsageError
 from gradsift.recipes.issgd import ISSGD, ISSGD_2015
+from gradsift.recipes.katharopoulos2017 import EXACT_2017, KATHAROPOULOS_2017, UNBIASED_2017
 from gradsift.recipes.katharopoulos2018 import CONSTANT_TIME, CONSTANT_VARIANCE, KATHAROPOULOS_2018
 from gradsift.recipes.pool import LOSS, POOL
 from gradsift.recipes.recipe import Recipe as Recipe
 from gradsift.recipes.rivals import RIVALS
 from gradsift.recipes.search import Search as Search
-from gradsift.recipes.table import AUTO, TABLE, TABLE_EXACT
+from gradsift.recipes.table import AUTO, TABLE, TABLE_EXACT, TABLE_FORECAST
 from gradsift.recipes.uniform import UNIFORM, UNIFORM_IID
 
 
@@ -47,8 +48,12 @@ recipes = Recipes(
     UNIFORM_IID,
     TABLE,
     TABLE_EXACT,
+    TABLE_FORECAST,
     LOSS,
     POOL,
+    KATHAROPOULOS_2017,
+    UNBIASED_2017,
+    EXACT_2017,
     KATHAROPOULOS_2018,
     CONSTANT_VARIANCE,
     CONSTANT_TIME,

@@ -7,20 +7,24 @@ from typing import Literal, get_args
 from gradsift.errors import UsageError
 from gradsift.fitting.held_out import Holdout
 from gradsift.gate import AbstractGate, MeasuredGate
+from gradsift.predictor.settings import Forecasting, Prediction
 from gradsift.recipes.search import Search
 from gradsift.rules.base import AbstractRule
 from gradsift.sampling.corrections import AbstractCorrection
 from gradsift.sampling.distributions import AbstractDistribution, Proportional
-from gradsift.sampling.draws import AbstractDraw, Systematic
+from gradsift.sampling.draws import AbstractDraw, Multinomial, Stratified, Systematic
+from gradsift.sampling.resampling import Resampling
 from gradsift.scores.base import AbstractOutputScore, ScoreFunction
 from gradsift.scores.gradient_norm import GradientNorm
 from gradsift.scores.loss import Loss
 from gradsift.scores.output_gradient import OutputGradient
 
-Origin = Literal["loader", "iid", "pool", "table", "auto", "engine", "history"]
+Origin = Literal[
+    "loader", "iid", "pool", "table", "auto", "engine", "history", "predicted"
+]
 
-REMEMBERED = ("table", "auto")
-"""Sources that keep the scores of training steps in a table."""
+REMEMBERED = ("table", "auto", "predicted")
+"""Sources that keep the scores of training steps."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class Recipe:
             candidates that are scored in the step, "table" for ids drawn by the scores of earlier
             steps, "auto" for whichever of them pays, "engine" for ids drawn by scores that an
             engine measures beside the training, "history" for ids that a rule picks by the latest
-            scores of all examples.
+            scores of all examples, "predicted" for ids drawn by predicted scores.
         ratio: r, candidates per trained example.
         score: how much an example matters.
         distribution: scores to probabilities.
@@ -44,12 +48,18 @@ class Recipe:
         rule: of the source "history", and of no other: who picks the ids and their weights.
         holdout: of a pool without a gate: how to fit the losses that its scores, which have to be
             losses, are set against.
+        prediction: of the source "predicted", and of no other: how scores are predicted.
+        resampling: of the source "predicted", and of a "pool" that is weighted as in 2017; it
+            takes the place of distribution and correction.
+        forecast: of a "table" or "auto": forecasts today's scores, and draws by them while that
+            is measured to be better than the scores as they are. None never does.
         reference: where the method was published.
         name: what reports call it.
 
     Raises:
-        UsageError: for an unknown source, a ratio that is not a finite number of at least one, or
-            a table or a rule with scores that a training step does not give away.
+        UsageError: for an unknown source, a ratio that is not a finite number of at least one, a
+            table or a rule with scores that a training step does not give away, or parts that do
+            not belong together.
 
     Example:
         >>> from gradsift.sampling import distributions, draws
@@ -76,6 +86,9 @@ class Recipe:
     search: Search | None = None
     rule: AbstractRule | None = None
     holdout: Holdout | None = None
+    prediction: Prediction | None = None
+    resampling: Resampling | None = None
+    forecast: Forecasting | None = None
     reference: str = ""
     name: str = "custom"
 
@@ -108,7 +121,7 @@ class Recipe:
                 f"recipe source {self.source!r} received the gate {self.gate!r}: a MeasuredGate "
                 "belongs to the source 'auto', and to no other"
             )
-
+        _check_predictors(self)
         self._check_rule()
         self._check_holdout()
 
@@ -147,4 +160,49 @@ class Recipe:
             return self.rule.biased
         if self.search is not None and self.search.stale == "filter":
             return True
+        if self.resampling is not None and self.resampling.biased:
+            return True
         return self.draw.biased or (self.correction is not None and self.correction.biased)
+
+
+def _check_predictors(recipe: Recipe) -> None:
+    source, resampling = recipe.source, recipe.resampling
+    if (source == "predicted") != (recipe.prediction is not None):
+        raise UsageError(
+            f"recipe source {source!r} received prediction={recipe.prediction!r}: a Prediction "
+            "belongs to the source 'predicted', and to no other"
+        )
+    if recipe.forecast is not None and source not in ("table", "auto"):
+        raise UsageError(
+            f"recipe source {source!r} received a forecast, which belongs to the sources 'table' "
+            "and 'auto': leave it out"
+        )
+    if recipe.forecast is not None and source == "table" and recipe.draw != Stratified():
+        raise UsageError(
+            f"a forecast received with the draw {recipe.draw!r}, expected Stratified(): forecasts "
+            "are drawn from by it alone"
+        )
+    if (resampling is None) == (source == "predicted") or (
+        resampling is not None and source not in ("predicted", "pool")
+    ):
+        raise UsageError(
+            f"recipe source {source!r} received resampling={resampling!r}: 'predicted' needs a "
+            "Resampling, 'pool' may have one, and no other does"
+        )
+    if resampling is not None:
+        _check_resampled(recipe, resampling)
+
+
+def _check_resampled(recipe: Recipe, resampling: Resampling) -> None:
+    parts = (recipe.distribution, recipe.draw, recipe.correction, recipe.gate)
+    if parts != (Proportional(), Multinomial(), None, None):
+        raise UsageError(
+            f"a recipe with a resampling received {', '.join(map(str, parts))}, expected "
+            "Proportional(), Multinomial(), no correction and no gate: smoothing and exponent are "
+            "those of the resampling"
+        )
+    if recipe.source == "pool" and resampling.normaliser == "population":
+        raise UsageError(
+            "a pool received the normaliser 'population', whose losses it does not know: expected "
+            "'previous' or 'batch'"
+        )

@@ -21,6 +21,7 @@ Example:
 from dataclasses import replace
 
 from gradsift.gate import MeasuredGate
+from gradsift.predictor.settings import Forecasting
 from gradsift.recipes.recipe import Recipe
 from gradsift.sampling.distributions import Mixed, Proportional
 from gradsift.sampling.draws import Stratified, Systematic
@@ -44,6 +45,12 @@ TABLE_EXACT = replace(TABLE, score=GradientNorm(), name="table-exact")
 What the norms cost is paid in every step, and on a small network they gain little over the output
 gradient (``docs/results``). They are norms in the mode of the step: BatchNorm in train mode is
 refused. One forward and one backward pass belong to a step."""
+
+TABLE_FORECAST = replace(TABLE, forecast=Forecasting(), name="table-forecast")
+"""The same, with a predictor of today's scores that is drawn by while it is measured to be better.
+
+It learns from each example's last scores, their age and its class (`gradsift.predictor`), and from
+frozen features where ``Forecasting(features=…)`` has them. ``print(train)`` says which won."""
 
 AUTO = Recipe(
     source="auto",

@@ -129,6 +129,7 @@ class Auto(AbstractPolicy):
         self._keep(update, weights)
         if self.memory is not None:
             self.memory.learn(update, weights)
+            self.said += self.memory.news()
         seconds = self._clock.now() - before
         self.evidence.observing.add(seconds, times=0)
         self._pay_for_observing(seconds, drawn=drawn)
@@ -173,6 +174,8 @@ class Auto(AbstractPolicy):
             reason = "the first pass is in your own order"
         else:
             reason = "nothing is measured yet"
+        if self.memory is not None:
+            reason = self.memory.with_forecast(reason)
         return {
             "state": "off" if self.in_use == "off" else "on",
             "reason": reason,

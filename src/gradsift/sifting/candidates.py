@@ -1,6 +1,7 @@
 """A pool of candidates: scored as the model is now, and drawn from."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from gradsift.clock import Seconds
 from gradsift.nested import take
 from gradsift.records import Draw
 from gradsift.sampling.quarantine import clean
+from gradsift.sampling.resampling import Resampler
 from gradsift.sampling.select import select
 from gradsift.sampling.two_stage import second_stage
 from gradsift.scores.base import AbstractOutputScore
@@ -57,6 +59,12 @@ class Chooser:
     seconds: Seconds
     generator: torch.Generator = field(default_factory=torch.Generator)
 
+    @cached_property
+    def resampler(self) -> Resampler | None:
+        """Where the recipe weighs a pool by powers; it remembers earlier pools."""
+        resampling = self.setup.recipe.resampling
+        return None if resampling is None else Resampler(resampling)
+
     def score(self, candidates: Candidates, batch_size: int) -> Tensor:
         """One score for each candidate, in host memory.
 
@@ -85,6 +93,8 @@ class Chooser:
         with self.setup.clock.timing(self.seconds, "scoring"):
             if first is not None:
                 draw = second_stage(first, scores, size, self.generator)
+            elif self.resampler is not None:
+                draw = self.resampler.draw(scores, size, self.generator)
             else:
                 draw = select(
                     scores,

@@ -15,9 +15,11 @@ from torch import Tensor
 from gradsift.monitors.averages import Estimate
 from gradsift.monitors.prices import Prices
 from gradsift.monitors.proposals import Proposal
+from gradsift.predictor.forecast import Forecast
 from gradsift.recipes.recipe import Recipe
 from gradsift.records import Draw, ScoreUpdate
 from gradsift.sampling.draws import Stratified
+from gradsift.sampling.proposed import ProposedTable
 from gradsift.sampling.table import ScoreTable
 from gradsift.sampling.windows import deal
 from gradsift.sifting.ranks import AbstractRanks, Alone
@@ -62,6 +64,7 @@ class Memory:
         table: score, version and age of every example.
         prices: second moments of the proposals of a grid, from trained batches.
         proposal: the one in force where it adapts.
+        forecast: of today's scores, where the recipe asks for one; drawn from while it wins.
     """
 
     def __init__(
@@ -75,7 +78,8 @@ class Memory:
         ahead: int = WINDOW,
     ) -> None:
         horizon = min(max(steps // WINDOW, SHORTEST), LONGEST)
-        self.prices = Prices(momentum=(horizon - 1) / (horizon + 1))
+        momentum = (horizon - 1) / (horizon + 1)
+        self.prices = Prices(momentum=momentum)
         self.proposal = START
         draw = Stratified() if adapts else recipe.draw
         self.table = ScoreTable(
@@ -85,6 +89,11 @@ class Memory:
             smoothing=recipe.smoothing,
             seed=seed,
         )
+        self.forecast: Forecast | None = None
+        if recipe.forecast is not None:
+            self.forecast = Forecast(
+                examples, steps, recipe.forecast, self.table.distribution, momentum
+            )
         self._adapts = adapts
         self._ahead = ahead
         known = isinstance(draw, Stratified) and examples <= ARRANGED
@@ -126,10 +135,14 @@ class Memory:
         """
         self._note_labels(update)
         if self.complete:
-            self._refresh(len(update.index))
+            self._refresh(len(update.index), update.version)
             stale = self.table.relative(update.index)
             self.prices.add(update.score, stale, weights, len(update.index), self._means)
+            if self.forecast is not None:
+                self.forecast.look(update, weights, self.table)
         self.table.update(update.index, update.score, update.version, weights)
+        if self.forecast is not None:
+            self.forecast.learn(update, weights, self.table)
 
     def draw(self, size: int, generator: torch.Generator) -> Draw:
         """Examples out of the table, drawn for a window of steps at once and dealt out.
@@ -150,7 +163,17 @@ class Memory:
         batches = self._ranks.size * max(
             1, min(self._ahead, self.table.size // (size * self._ranks.size))
         )
-        return deal(self.table.draw(batches * size, generator), batches, generator)
+        return deal(self._in_use.draw(batches * size, generator), batches, generator)
+
+    def news(self) -> list[str]:
+        """What was decided about forecasts since it was last asked, in words."""
+        return [] if self.forecast is None else self.forecast.news()
+
+    def with_forecast(self, reason: str) -> str:
+        """A reason, and what forecasts were found to give, where there are any."""
+        if self.forecast is None or self.forecast.duel.batches < ENOUGH:
+            return reason
+        return f"{reason}; {self.forecast.duel}"
 
     def state_dict(self) -> dict[str, Any]:
         """Plain tensors and numbers, from which `load_state_dict` goes on to the bit."""
@@ -164,6 +187,7 @@ class Memory:
             "dealt": [draw.state_dict() for draw in self._dealt],
             "until_refresh": self._until_refresh,
             "means": list(self._means),
+            "forecast": None if self.forecast is None else self.forecast.state_dict(),
             "common": None if self._common is None else self._common.get_state(),
         }
 
@@ -182,13 +206,24 @@ class Memory:
         self._dealt = [Draw.from_state_dict(draw) for draw in state["dealt"]]
         self._until_refresh = state["until_refresh"]
         self._means = list(state["means"])
+        if self.forecast is not None:
+            self.forecast.load_state_dict(state["forecast"])
         if self._common is not None and state["common"] is not None:
             self._common.set_state(state["common"])
 
     @property
     def price(self) -> Estimate | None:
         """The ratio of the proposal in force; None before enough batches were priced."""
+        if self.forecast is not None and self.forecast.in_use:
+            return self.forecast.duel.challenger
         return self.prices.ratio(self.proposal) if self.prices.batches >= ENOUGH else None
+
+    @property
+    def _in_use(self) -> ScoreTable | ProposedTable:
+        """What is drawn from."""
+        if self.forecast is not None and self.forecast.in_use:
+            return self.forecast.table
+        return self.table
 
     def _note_labels(self, update: ScoreUpdate) -> None:
         """Once every example could have been seen, the table walks class after class.
@@ -202,10 +237,13 @@ class Memory:
             self._labels[update.index.numpy()] = update.label.numpy()
         if self.complete:
             if self._labels.min() != self._labels.max():
-                self.table.arrange(torch.from_numpy(self._labels.argsort(kind="stable")))
+                order = torch.from_numpy(self._labels.argsort(kind="stable"))
+                self.table.arrange(order)
+                if self.forecast is not None:
+                    self.forecast.table.arrange(order)
             self._labels = None
 
-    def _refresh(self, examples: int) -> None:
+    def _refresh(self, examples: int, version: int) -> None:
         """Takes means over the whole table, and one step towards a better proposal."""
         self._until_refresh -= examples
         if self._until_refresh > 0:
@@ -216,3 +254,6 @@ class Memory:
             self.proposal = self.prices.better(self.proposal)
             self.prices.choose(self.proposal)
             self.table.propose(self.proposal.distribution)
+        if self.forecast is not None:
+            self.forecast.table.propose(self.table.distribution)
+            self.forecast.refit(self.table, version)

@@ -9,6 +9,7 @@ from gradsift.sifting.candidates import Chooser
 from gradsift.sifting.memory import Memory
 from gradsift.sifting.picked import Picked
 from gradsift.sifting.policy import AbstractPolicy, AlwaysPool, SwitchedPool, Unscored
+from gradsift.sifting.predicted import Predicted
 from gradsift.sifting.reduced import ReducedPool
 from gradsift.sifting.searched import Searched
 from gradsift.sifting.setup import Setup
@@ -22,7 +23,8 @@ def choose_policy(setup: Setup, source: AbstractSource, chooser: Chooser) -> Abs
         UsageError: when the recipe draws ids and the loader has none, or an order of its own.
     """
     recipe, gate = setup.recipe, setup.recipe.gate
-    if recipe.source in ("iid", "table", "engine", "history") and not source.plain_order:
+    drawing = ("iid", "table", "engine", "history", "predicted")
+    if recipe.source in drawing and not source.plain_order:
         raise UsageError(
             f"recipe {recipe.name!r} draws ids from the whole data set, but this loader has no "
             "ids or an order of its own, which defines another objective: use a map-style "
@@ -34,6 +36,14 @@ def choose_policy(setup: Setup, source: AbstractSource, chooser: Chooser) -> Abs
         return Picked(recipe.rule, chooser, source)
     if not recipe.scored:
         return Unscored(recipe, source, chooser.generator)
+    if recipe.prediction is not None and recipe.resampling is not None:
+        return Predicted(
+            source.examples or 0,
+            recipe.prediction,
+            recipe.resampling,
+            chooser.generator,
+            setup.seed,
+        )
     if recipe.source == "table":
         return Tabled(_memory(setup, source, adapts=False), chooser.generator)
     if isinstance(gate, MeasuredGate):
@@ -41,7 +51,9 @@ def choose_policy(setup: Setup, source: AbstractSource, chooser: Chooser) -> Abs
         return Auto(chooser, gate, memory)
     if recipe.holdout is not None:
         return ReducedPool(recipe.holdout, chooser, _with_ids(setup, source))
-    return AlwaysPool(recipe) if gate is None else SwitchedPool(recipe, gate, chooser)
+    if gate is None:
+        return AlwaysPool(recipe, chooser.resampler)
+    return SwitchedPool(recipe, gate, chooser)
 
 
 def _memory(setup: Setup, source: AbstractSource, *, adapts: bool) -> Memory:

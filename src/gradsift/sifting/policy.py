@@ -19,6 +19,7 @@ from gradsift.gate import AbstractGate, GateState
 from gradsift.recipes.recipe import Recipe
 from gradsift.records import PLAIN, Draw, Plan, ScoreUpdate
 from gradsift.sampling.quarantine import neutralise
+from gradsift.sampling.resampling import Resampler
 from gradsift.sampling.table import ScoreTable
 from gradsift.scores.base import AbstractOutputScore
 from gradsift.sifting.candidates import Candidates, Chooser
@@ -172,15 +173,33 @@ class Unscored(AbstractPolicy):
 
 
 class AlwaysPool(AbstractPolicy):
-    """A scored pool at every step."""
+    """A scored pool at every step.
 
-    def __init__(self, recipe: Recipe) -> None:
+    Args:
+        recipe: whose ratio is used.
+        resampler: that draws from the pools, where one remembers them.
+    """
+
+    def __init__(self, recipe: Recipe, resampler: Resampler | None = None) -> None:
         super().__init__()
         self._recipe = recipe
+        self._resampler = resampler
 
     def plan(self, batch_size: int) -> Plan:
         """``r·b`` candidates for b examples."""
         return Plan(candidates=round(self._recipe.ratio * batch_size), size=batch_size)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What earlier pools have told."""
+        resampler = self._resampler
+        kept = None if resampler is None else resampler.state_dict()
+        return {**super().state_dict(), "resampler": kept}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on with what other pools have told."""
+        super().load_state_dict(state)
+        if self._resampler is not None:
+            self._resampler.load_state_dict(state["resampler"])
 
     def __str__(self) -> str:
         ratio = self._recipe.ratio

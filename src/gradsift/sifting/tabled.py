@@ -59,6 +59,7 @@ class Tabled(AbstractPolicy):
         """Keeps the scores."""
         del drawn
         self.memory.learn(update, weights)
+        self.said += self.memory.news()
 
     def timed(self, plan: Plan, seconds: float, loading: float) -> None:
         """Counts the first pass."""
@@ -93,7 +94,11 @@ class Tabled(AbstractPolicy):
             else "the first pass in your own order fills the table"
         )
         state = "off" if self._opened_at is None else "on"
-        return {"state": state, "reason": reason, "opened_at_step": self._opened_at}
+        return {
+            "state": state,
+            "reason": self.memory.with_forecast(reason),
+            "opened_at_step": self._opened_at,
+        }
 
     def __str__(self) -> str:
         summary = self.summary()
