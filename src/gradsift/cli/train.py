@@ -16,6 +16,7 @@ from gradsift.budget import parse_budget
 from gradsift.cli.again import recalled, typed
 from gradsift.cli.flags import (
     BatchSize,
+    Cap,
     CheckpointEvery,
     ClockName,
     Device,
@@ -61,7 +62,7 @@ READING = ("data", "label", "drop", "missing", "task", "unit", "context")
 
 SETTINGS = (
     *("model", "recipe", "batch_size", "pool_ratio", "lr", "weight_decay", "schedule"),
-    *("optimizer", "norm", "spend", "engine", "scorers", "ray_address", "seed", "device"),
+    *("optimizer", "norm", "spend", "cap", "engine", "scorers", "ray_address", "seed", "device"),
 )
 """Flags that are settings of the same name; the budget is one too, and is parsed."""
 
@@ -97,6 +98,7 @@ def train(
     optimizer: OptimizerName = "sgd",
     norm: Norm = None,
     spend: SpendName = None,
+    cap: Cap = None,
     engine: EngineName = None,
     scorers: Scorers = 1,
     ray_address: RayAddress = None,
@@ -118,7 +120,7 @@ def train(
 ) -> int:
     """Train a model on a data set, and write a summary, measurements and a report."""
     found = {"count": workers, "delay": delay, "backend": backend, "rho": rho, "bound": bound}
-    others = {"pool-ratio": pool_ratio, "spend": spend, "engine": engine}
+    others = {"pool-ratio": pool_ratio, "spend": spend, "cap": cap, "engine": engine}
     team = find_workers(recipe, others, **found, compensation=compensation)
     if team is not None and resume:
         raise UsageError(
@@ -127,7 +129,7 @@ def train(
     values = (
         *(data, label, list(drop or ()), missing, task, unit, context, model),
         *("uniform" if team else recipe, batch_size, pool_ratio, lr, weight_decay, schedule),
-        *(optimizer, norm, spend, engine, scorers, ray_address, seed, device, budget, clock),
+        *(optimizer, norm, spend, cap, engine, scorers, ray_address, seed, device, budget, clock),
     )
     flags = dict(zip((*READING, *SETTINGS, "budget", "clock"), values, strict=True))
     every = parse_budget(checkpoint_every)

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 from gradsift.errors import UsageError
 from gradsift.gate import AbstractGate, MeasuredGate
 from gradsift.recipes.search import Search
+from gradsift.sampling.capping import check_cap
 from gradsift.sampling.corrections import AbstractCorrection
 from gradsift.sampling.distributions import AbstractDistribution, Proportional
 from gradsift.sampling.draws import AbstractDraw, Systematic
@@ -36,13 +37,16 @@ class Recipe:
         correction: a change of the weights that trades bias for variance, or None.
         gate: when scores are used; None uses them in every step. "auto" has a `MeasuredGate`.
         smoothing: of a table: the share of an example's old score that is kept beside a new one.
+        cap: of a table: quantile of recent fresh scores above which a score counts as much as the
+            one there, in (0, 1). It bounds what a wrong label does to the proposal, and biases
+            nothing. With the source "auto" the table is then the only offer. None for no cap.
         search: of the source "engine", and of no other: how its scores are used.
         reference: where the method was published.
         name: what reports call it.
 
     Raises:
         UsageError: for an unknown source, a ratio that is not a finite number of at least one, or
-            a table of scores that a training step does not give away.
+            a table of scores that a training step does not give away, or a cap without a table.
 
     Example:
         >>> from gradsift.sampling import distributions, draws
@@ -66,6 +70,7 @@ class Recipe:
     correction: AbstractCorrection | None = None
     gate: AbstractGate | MeasuredGate | None = None
     smoothing: float = 0.5
+    cap: float | None = None
     search: Search | None = None
     reference: str = ""
     name: str = "custom"
@@ -98,6 +103,12 @@ class Recipe:
             raise UsageError(
                 f"recipe source {self.source!r} received the gate {self.gate!r}: a MeasuredGate "
                 "belongs to the source 'auto', and to no other"
+            )
+        check_cap(self.cap)
+        if self.cap is not None and self.source not in REMEMBERED:
+            raise UsageError(
+                f"cap {self.cap} received with recipe {self.name!r}, which keeps no table of scores: "
+                "use recipe 'auto' or 'table', or leave the cap out"
             )
 
     @property

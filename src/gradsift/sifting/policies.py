@@ -20,7 +20,8 @@ def choose_policy(setup: Setup, source: AbstractSource, chooser: Chooser) -> Abs
         UsageError: when the recipe draws ids and the loader has none, or an order of its own.
     """
     recipe, gate = setup.recipe, setup.recipe.gate
-    if recipe.source in ("iid", "table", "engine") and not source.plain_order:
+    draws_ids = recipe.source in ("iid", "table", "engine") or recipe.cap is not None
+    if draws_ids and not source.plain_order:
         raise UsageError(
             f"recipe {recipe.name!r} draws ids from the whole data set, but this loader has no "
             "ids or an order of its own, which defines another objective: use a map-style "
