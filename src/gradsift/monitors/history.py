@@ -1,8 +1,8 @@
 """``history.npz``: what training steps said about every example, in a few numbers each.
 
 High losses over a whole run are often wrong labels. The record is small, so that a run can leave it
-behind: how often an example was trained on, its mean and last relative loss, its label, and what the
-model made of it meanwhile.
+behind: how often an example was trained on, its mean and last relative loss, its label, and what
+the model made of it meanwhile.
 """
 
 import os
@@ -80,8 +80,8 @@ class History:
         if not (whole and inside and len(self.pixels) in (0, len(self.shown))):
             raise UsageError(
                 f"a history of {examples} examples received {len(self.probabilities)} rows of "
-                f"probabilities, and to be shown {len(self.shown)} ids, {len(self.pixels)} pictures "
-                f"and {len(self.texts)} texts: expected as many of each, of its own examples"
+                f"probabilities, and to be shown {len(self.shown)} ids, {len(self.pixels)} "
+                f"pictures and {len(self.texts)} texts: expected as many of each, of its own"
             )
 
     def suspects(self) -> Int64[np.ndarray, " visited"]:
@@ -138,8 +138,8 @@ def read_history(folder: str | Path) -> History:
         raise UsageError(f"there is no folder {str(folder)!r}: name that of a run")
     if not path.exists():
         raise UsageError(
-            f"folder {str(folder)!r} holds no {FILE}: name that of a run of gradsift train that has "
-            "come to its end (parallel SGD keeps no history)"
+            f"folder {str(folder)!r} holds no {FILE}: name that of a run of gradsift train that "
+            "has come to its end (parallel SGD keeps no history)"
         )
     names = [field.name for field in fields(History)]
     try:

@@ -26,19 +26,18 @@ class HistoryRecorder:
     """Looks at every training step, and keeps a few numbers per example.
 
     Losses are taken relative to their level, ``ℓ_i / L`` with ``L`` a moving average of
-    ``(1/b) Σ_j w_j |ℓ_j|``, the mean loss over the data at that time: losses shrink while a model
-    learns, and examples are drawn at different times. A step's outputs are those of the parameters
-    before it, so the first visit of an example is a prediction of an example that was never seen,
-    and later ones know it the less, the fewer visits there were before: over a short run the mean
-    of predicted probabilities is nearly out of sample. It costs no forward pass and changes no
-    number of a run.
+    ``(1/b) Σ_j w_j |ℓ_j|``, the mean loss over the data at that time: losses shrink while a
+    model learns, and examples are drawn at different times. A step's outputs are those of the
+    parameters before it, so at its first visit an example was never seen, and at later ones it is
+    known the less, the fewer visits there were before: over a short run the mean of predicted
+    probabilities is nearly out of sample. It costs no forward pass and changes no number of a run.
 
     Classes are known where targets are int64, one per example, and predicted probabilities where
     outputs are ``[batch, classes]``: their softmax, as cross-entropy has it. They are kept up to
     8 million numbers. Losses that are not finite are left out.
 
-    Swayamdipta et al., "Dataset cartography" (2020), and Pleiss et al., "Identifying mislabeled data
-    using the area under the margin ranking" (2020), rank by means over training; Huang et al.,
+    Swayamdipta et al., "Dataset cartography" (2020), and Pleiss et al., "Identifying mislabeled
+    data using the area under the margin ranking" (2020), rank by means over training; Huang et al.,
     "O2U-Net" (2019), by mean losses. Deviation: losses are relative, because under importance
     sampling examples are not visited equally often at all times.
 

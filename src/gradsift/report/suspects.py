@@ -85,7 +85,8 @@ def as_text(found: Sequence[Suspect]) -> str:
     rows = [HEAD, *map(cells, found)]
     columns = [place for place in range(len(HEAD)) if any(row[place] for row in rows[1:])]
     widths = {place: max(len(row[place]) for row in rows) for place in columns}
-    return "\n".join("  ".join(row[place].rjust(widths[place]) for place in columns) for row in rows)
+    lines = [[row[place].rjust(widths[place]) for place in columns] for row in rows]
+    return "\n".join(map("  ".join, lines))
 
 
 def as_csv(found: Sequence[Suspect]) -> str:

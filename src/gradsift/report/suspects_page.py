@@ -71,13 +71,13 @@ def verdict(history: History, judged: Judged | None) -> str:
     Example:
         >>> losses, ones = np.array([0.5, 4.0], np.float32), np.ones(2, np.int32)
         >>> verdict(History(ones, losses, losses, ones, ones), None)
-        '2 examples, each in 1.0 steps on average, by falling mean loss over that of all at the time.'
+        '2 examples, in 1.0 steps each on average, by falling mean loss over that of all...'
     """
     visited = history.visits > 0
     mean = float(history.visits[visited].mean())
     text = (
-        f"{int(visited.sum()):,} examples, each in {mean:.1f} steps on average, by falling mean loss "
-        "over that of all at the time."
+        f"{int(visited.sum()):,} examples, in {mean:.1f} steps each on average, by falling mean "
+        "loss over that of all at the time."
     )
     if judged is None:
         return text
@@ -133,9 +133,9 @@ def _item(one: Suspect, text: str, pixels: np.ndarray | None) -> str:
 
 def _curve(history: History) -> str:
     return (
-        f"<section>\n<h2>Where to stop</h2>\n<figure>{svg(ranked, history)}<figcaption>Wrong labels "
-        "stand before the bend, if they are few and the model learns the others; hard examples "
-        "after it.</figcaption></figure>\n</section>"
+        f"<section>\n<h2>Where to stop</h2>\n<figure>{svg(ranked, history)}<figcaption>Wrong "
+        "labels stand before the bend, if they are few and the model learns the others; hard "
+        "examples after it.</figcaption></figure>\n</section>"
     )
 
 
@@ -146,6 +146,6 @@ def _table(found: Sequence[Suspect]) -> str:
         for one in found
     )
     return (
-        f"<section>\n<h2>The first {len(found)}</h2>\n<div class=\"wide\"><table><thead><tr>{titles}"
-        f"</tr></thead><tbody>\n{body}\n</tbody></table></div>\n</section>"
+        f"<section>\n<h2>The first {len(found)}</h2>\n<div class=\"wide\"><table><thead>"
+        f"<tr>{titles}</tr></thead><tbody>\n{body}\n</tbody></table></div>\n</section>"
     )
