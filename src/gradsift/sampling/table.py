@@ -55,9 +55,6 @@ class ScoreTable:
     that fill such a table; Schaul et al., "Prioritized experience replay" (2016), for the sum tree.
     Deviations: sums are recomputed, 16 at a time, never incremented; draws are unbiased.
 
-    Attributes:
-        cap: what bounds the scores, and where that is now; None without a cap.
-
     Args:
         size: N, the number of examples, 1 to 2^31 − 1.
         distribution: `Mixed` over `Proportional` or over `Power` up to 4.
@@ -68,6 +65,9 @@ class ScoreTable:
         seed: of the table's own generator, and of the systematic order.
         cap: quantile of recent fresh scores, in (0, 1), above which a score counts as much as the
             one there: wrong labels, which score high, are drawn no more often. None for no cap.
+
+    Attributes:
+        cap: what bounds the scores, and where that is now; None without a cap.
 
     Raises:
         UsageError: for arguments out of range.
