@@ -3,8 +3,9 @@
 They need Fashion-MNIST, and `pictures` CIFAR-10, below the folder that ``GRADSIFT_DATA`` names.
 """
 
+from copy import copy
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 
 from gradsift.data.named import ReadOptions, load_problem
 from gradsift.data.problem import Problem, from_datasets
+from gradsift.data.readers.arrays import Rows
 
 RARE = (2, 6)
 """Classes of clothes (pullover, shirt) that `rare_clothes` has few of."""
@@ -111,3 +113,36 @@ def absolute() -> Problem:
 def absolute_error(outputs: Tensor, targets: Tensor) -> Tensor:
     """``|f(x) − y|`` for each example."""
     return (outputs - targets).abs().sum(1)
+
+
+def flipped(share: float, seed: int = 11) -> tuple[Problem, Tensor]:
+    """Fashion-MNIST with that share of its training labels wrong, and which of them are.
+
+    As many examples as that, drawn once for all runs, get one of the nine other classes each. The
+    test part keeps its own labels.
+    """
+    problem = clothes()
+    train = copy(cast(Rows, problem.train))
+    train.targets, wrong = flip(train.targets, share, seed)
+    return replace(problem, name=f"flipped clothes {round(100 * share)}", train=train), wrong
+
+
+def flip(labels: Tensor, share: float, seed: int, classes: int = 10) -> tuple[Tensor, Tensor]:
+    """Labels of which a share is replaced by another class, and a mask of these."""
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(len(labels), generator=generator)[: round(share * len(labels))]
+    steps = torch.randint(1, classes, (len(chosen),), generator=generator)
+    found, wrong = labels.clone(), torch.zeros(len(labels), dtype=torch.bool)
+    found[chosen] = (labels[chosen] + steps) % classes
+    wrong[chosen] = True
+    return found, wrong
+
+
+def flipped_clothes_10() -> Problem:
+    """Fashion-MNIST with one training label in ten wrong."""
+    return flipped(0.1)[0]
+
+
+def flipped_clothes_20() -> Problem:
+    """Fashion-MNIST with one training label in five wrong."""
+    return flipped(0.2)[0]

@@ -62,6 +62,10 @@ for flags, message in {
     "--optimizer sdg": "sgd, adam, adamw",
     "--spend time": "noise, batch, lr",
     "--spend lr --recipe pool": "recipe 'auto'",
+    "--cap 95": "a quantile between 0 and 1",
+    "--cap nan": "a quantile between 0 and 1",
+    "--cap 0.9 --recipe pool": "keeps no table of scores",
+    "--cap 0.9 --engine inline": "keeps no table of scores",
     "--clock sun": "wall or virtual",
     "--missing zero": "error, drop or mean",
     "--task ranking": "classification or regression",
@@ -122,6 +126,7 @@ for flags, message in {
     "--recipe ssgd --compensation gap+replay": "no gradient is late",
     "--recipe asgd --average 1.5": "average 1.5 received, expected a share",
     "--sampler table": "--sampler received",
+    "--recipe asgd --cap 0.9": "--cap received",
     "--recipe auto --workers 4": "'auto' is no parallel SGD",
     "--delay constant:9": "--delay received",
 }.items():

@@ -26,7 +26,7 @@ ENGINE = ["--engine", "--scorers", "--ray-address"]
 FLAGS = [
     *("--data", *READING, "--model", "--recipe", "--batch-size", "--pool-ratio", "--lr"),
     *("--weight-decay", "--schedule"),
-    *("--optimizer", "--norm", "--spend", *ENGINE, "--budget", "--seed", "--device", "--out"),
+    *("--optimizer", "--norm", "--spend", "--cap", *ENGINE, "--budget", "--seed", "--device", "--out"),
     "--clock",
     *("--resume", "--checkpoint-every"),
     *PARALLEL,
@@ -48,7 +48,7 @@ def test_the_flags_of_train_are_frozen():
 
 
 def test_the_verbs_are_frozen():
-    assert list(typer.main.get_command(app).commands) == ["train", "probe", "status", "compare"]  # pyright: ignore[reportAttributeAccessIssue]
+    assert list(typer.main.get_command(app).commands) == ["train", "probe", "status", "suspects", "compare"]  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_a_run_ends_with_a_table_and_the_whole_of_its_files(workplace, capsys):
@@ -56,7 +56,7 @@ def test_a_run_ends_with_a_table_and_the_whole_of_its_files(workplace, capsys):
     printed = capsys.readouterr()
     assert printed.err == ""
     assert sorted(path.name for path in (workplace / "o").iterdir()) == [
-        *("metrics.jsonl", "picks.npz", "report.html", "summary.json"),
+        *("history.npz", "metrics.jsonl", "picks.npz", "report.html", "summary.json"),
     ]
     written = json.loads((workplace / "o" / "summary.json").read_text())
     assert written["command"] == "gradsift train --budget 12steps --clock virtual --out o --seed 3"
@@ -97,7 +97,7 @@ def test_every_flag_reaches_the_run(workplace, capsys):
         "--out": "o",
         "--clock": "virtual",
     }
-    elsewhere = [*READING, *ENGINE, "--resume", "--checkpoint-every", *PARALLEL]
+    elsewhere = [*READING, "--cap", *ENGINE, "--resume", "--checkpoint-every", *PARALLEL]
     assert list(flags) == [flag for flag in FLAGS if flag not in elsewhere]
     assert entry.main(["train", *(word for pair in flags.items() for word in pair)]) == 0
     run = read_run(workplace / "o")

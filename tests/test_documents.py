@@ -12,6 +12,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import gradsift
+from gradsift.cli import entry
+from gradsift.cli.suspects import suspects_command
 from gradsift.cli.train import train as train_command
 from gradsift.recipes import recipes
 
@@ -96,6 +98,26 @@ def test_every_block_of_your_own_loop_runs_in_turn(monkeypatch: pytest.MonkeyPat
         exec(compile(block, "your-own-loop.md", "exec"), names)
         after = list(names["model"].parameters())
         assert len(before) != len(after) or not torch.equal(before[0], whole(after[0]))
+
+
+def test_the_page_on_wrong_labels_runs_as_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = prepared()
+    page = (ROOT / "docs" / "label-noise.md").read_text(encoding="utf-8")
+    for block in blocks(page, "python"):
+        exec(compile(block, "label-noise.md", "exec"), names)
+    assert float(capsys.readouterr().out) > 0
+    assert len(names["suspicious"]) == 10
+    assert entry.main(["suspects", "runs/mine"]) == 0
+    assert "id  label  model" in capsys.readouterr().out
+    words = {word for line in blocks(page, "sh") for word in shlex.split(line)}
+    assert {word for word in words if word.startswith("--")} <= {
+        f"--{name.replace('_', '-')}"
+        for command in (train_command, suspects_command)
+        for name in command.__annotations__
+    }
 
 
 def whole(parameter: Any) -> torch.Tensor:

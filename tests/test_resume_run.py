@@ -298,7 +298,7 @@ def test_the_command_line_takes_the_flags_of_the_run(workplace, capsys):
     assert found["metrics.jsonl"] == whole["metrics.jsonl"]
     assert json.loads(found["summary.json"])["command"].endswith("--seed 4 --out o")
     assert sorted(path.name for path in (workplace / "o").iterdir()) == [
-        *("metrics.jsonl", "picks.npz", "report.html", "summary.json"),
+        *("history.npz", "metrics.jsonl", "picks.npz", "report.html", "summary.json"),
     ]
     assert entry.main(["train", "--resume", "--out", "o"]) == 2
     assert "is finished" in capsys.readouterr().err

@@ -44,6 +44,7 @@ LAYERS = (
 """Bottom up, as in docs/architecture.md. A module imports from its own room or an earlier layer."""
 
 OPTIONAL = {
+    "cleanlab": ("report",),
     "matplotlib": ("report",),
     "ray": ("engine",),
     "rich": ("cli", "trainer"),

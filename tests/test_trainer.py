@@ -282,6 +282,7 @@ def test_settings_are_listed_as_they_take_effect():
         "optimizer": "sgd",
         "norm": "group",
         "spend": "noise",
+        "cap": None,
         "engine": None,
         "scorers": 1,
         "ray_address": None,

@@ -1,6 +1,7 @@
 """`sift`: what a user wraps around a loader."""
 
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ def sift(
     device: torch.device | str | None = None,
     engine: AbstractEngine | None = None,
     spend: Spend | None = None,
+    cap: float | None = None,
     seed: int = 0,
     rank: int | None = None,
     world_size: int | None = None,
@@ -70,6 +72,11 @@ def sift(
             by ``train.lr_factor``. "batch" and "lr" need ``recipe="auto"``, and act while the score
             table is in use. By default "batch", but "noise" with another recipe or for a model
             with BatchNorm. An adaptive optimiser takes larger steps by itself when noise falls.
+        cap: quantile of the fresh scores, in (0, 1), above which a score counts as much as the one
+            there. High scores are often wrong labels: with a share ε of them, a cap of at most
+            1 − ε keeps them from being drawn more often than hard examples. The proposal changes,
+            and its weights with it: nothing is biased. It needs ``recipe="auto"``, which then
+            takes no pools, or ``"table"``. None leaves the recipe's own (none).
         seed: of the draws. Global random state is neither read nor seeded.
         rank: of this process among data-parallel ones; by default that of `torch.distributed` at
             the first iteration. Its processes sift together: they keep one table by gathering
@@ -108,6 +115,7 @@ def sift(
     """
     named = "issgd" if engine is not None and recipe == "auto" else recipe
     assembled = named if isinstance(named, Recipe) else recipes[named]
+    assembled = assembled if cap is None else replace(assembled, cap=cap)
     _check(model, loss_fn)
     _check_engine(engine, assembled)
     _check_ranks(rank, world_size)

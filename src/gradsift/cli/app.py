@@ -9,6 +9,7 @@ import typer
 from gradsift.cli.compare import compare_command
 from gradsift.cli.probe import probe_command
 from gradsift.cli.status import status_command
+from gradsift.cli.suspects import suspects_command
 from gradsift.cli.train import COMMAND_LINE, train
 from gradsift.errors import UsageError
 from gradsift.report import versions
@@ -26,6 +27,7 @@ app = typer.Typer(
 app.command("train")(train)
 app.command("probe")(probe_command)
 app.command("status")(status_command)
+app.command("suspects")(suspects_command)
 app.command("compare", context_settings={"ignore_unknown_options": True})(compare_command)
 
 

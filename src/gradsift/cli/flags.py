@@ -28,6 +28,13 @@ SpendName = Annotated[
         show_default="batch for auto, without BatchNorm",
     ),
 ]
+Cap = Annotated[
+    float | None,
+    typer.Option(
+        help="Quantile at which scores of a table are capped, such as 0.9: against wrong labels.",
+        show_default="none",
+    ),
+]
 EngineName = Annotated[
     str | None,
     typer.Option(

@@ -16,6 +16,7 @@ from gradsift.budget import parse_budget
 from gradsift.cli.again import recalled, typed
 from gradsift.cli.flags import (
     BatchSize,
+    Cap,
     CheckpointEvery,
     ClockName,
     Device,
@@ -62,7 +63,7 @@ READING = ("data", "label", "drop", "missing", "task", "unit", "context")
 
 SETTINGS = (
     *("model", "recipe", "batch_size", "pool_ratio", "lr", "weight_decay", "schedule"),
-    *("optimizer", "norm", "spend", "engine", "scorers", "ray_address", "seed", "device"),
+    *("optimizer", "norm", "spend", "cap", "engine", "scorers", "ray_address", "seed", "device"),
 )
 """Flags that are settings of the same name; the budget is one too, and is parsed."""
 
@@ -101,6 +102,7 @@ def train(
     optimizer: OptimizerName = "sgd",
     norm: Norm = None,
     spend: SpendName = None,
+    cap: Cap = None,
     engine: EngineName = None,
     scorers: Scorers = 1,
     ray_address: RayAddress = None,
@@ -126,7 +128,7 @@ def train(
     values = (
         *(data, label, list(drop or ()), missing, task, unit, context, model),
         *(recipe, batch_size, pool_ratio, lr, weight_decay, schedule),
-        *(optimizer, norm, spend, engine, scorers, ray_address, seed, device),
+        *(optimizer, norm, spend, cap, engine, scorers, ray_address, seed, device),
         *(workers, delay, backend, compensation, rho, bound, sampler, average, budget, clock),
     )
     flags = dict(zip((*READING, *SETTINGS, *TEAM, "budget", "clock"), values, strict=True))
@@ -141,7 +143,8 @@ def train(
 
 def _find_team(flags: Mapping[str, Any]) -> Workers | None:
     """The workers of parallel SGD, if the recipe has any."""
-    others = {name.replace("_", "-"): flags[name] for name in ("pool_ratio", "spend", "engine")}
+    sampling = ("pool_ratio", "spend", "cap", "engine")
+    others = {name.replace("_", "-"): flags[name] for name in sampling}
     found = {name: flags[name] for name in TEAM if name != "workers"}
     if flags["recipe"] in PARALLEL:
         found["address"] = flags["ray_address"]

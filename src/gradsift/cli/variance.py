@@ -115,6 +115,7 @@ def variance(
             "recipe": "uniform",
             "pool_ratio": None,
             "spend": "noise",
+            "cap": None,
         }
     )
     if found["clock"] not in ("wall", "virtual"):

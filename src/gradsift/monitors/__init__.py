@@ -11,6 +11,9 @@ from gradsift.monitors.health import HealthMonitor as HealthMonitor
 from gradsift.monitors.health import correlation as correlation
 from gradsift.monitors.health import relative_entropy as relative_entropy
 from gradsift.monitors.health import top_share as top_share
+from gradsift.monitors.history import History as History
+from gradsift.monitors.history import read_history as read_history
+from gradsift.monitors.history import write_history as write_history
 from gradsift.monitors.log import AbstractLog as AbstractLog
 from gradsift.monitors.log import JsonLines as JsonLines
 from gradsift.monitors.log import NullLog as NullLog
@@ -23,6 +26,7 @@ from gradsift.monitors.prices import Prices as Prices
 from gradsift.monitors.prices import pool_ratio_measured as pool_ratio_measured
 from gradsift.monitors.proposals import Proposal as Proposal
 from gradsift.monitors.proposals import ProposalGrid as ProposalGrid
+from gradsift.monitors.recorder import HistoryRecorder as HistoryRecorder
 from gradsift.monitors.recovered import RecoveredShare as RecoveredShare
 from gradsift.monitors.sampled import TraceAverage as TraceAverage
 from gradsift.monitors.sampled import mean_square_of_draws as mean_square_of_draws

@@ -10,6 +10,7 @@ from gradsift.gate import AbstractGate, MeasuredGate
 from gradsift.predictor.settings import Forecasting, Prediction
 from gradsift.recipes.search import Search
 from gradsift.rules.base import AbstractRule
+from gradsift.sampling.capping import check_cap
 from gradsift.sampling.corrections import AbstractCorrection
 from gradsift.sampling.distributions import AbstractDistribution, Proportional
 from gradsift.sampling.draws import AbstractDraw, Multinomial, Stratified, Systematic
@@ -44,6 +45,9 @@ class Recipe:
         correction: a change of the weights that trades bias for variance, or None.
         gate: when scores are used; None uses them in every step. "auto" has a `MeasuredGate`.
         smoothing: of a table: the share of an example's old score that is kept beside a new one.
+        cap: of a table: quantile of recent fresh scores above which a score counts as much as the
+            one there, in (0, 1). It bounds what a wrong label does to the proposal, and biases
+            nothing. With the source "auto" the table is then the only offer. None for no cap.
         search: of the source "engine", and of no other: how its scores are used.
         rule: of the source "history", and of no other: who picks the ids and their weights.
         holdout: of a pool without a gate: how to fit the losses that its scores, which have to be
@@ -58,8 +62,8 @@ class Recipe:
 
     Raises:
         UsageError: for an unknown source, a ratio that is not a finite number of at least one, a
-            table or a rule with scores that a training step does not give away, or parts that do
-            not belong together.
+            table or a rule with scores that a training step does not give away, a cap without a
+            table, or parts that do not belong together.
 
     Example:
         >>> from gradsift.sampling import distributions, draws
@@ -83,6 +87,7 @@ class Recipe:
     correction: AbstractCorrection | None = None
     gate: AbstractGate | MeasuredGate | None = None
     smoothing: float = 0.5
+    cap: float | None = None
     search: Search | None = None
     rule: AbstractRule | None = None
     holdout: Holdout | None = None
@@ -124,6 +129,12 @@ class Recipe:
         _check_predictors(self)
         self._check_rule()
         self._check_holdout()
+        check_cap(self.cap)
+        if self.cap is not None and self.source not in ("table", "auto"):
+            raise UsageError(
+                f"cap {self.cap} received with recipe {self.name!r}, which keeps no table of scores: "
+                "use recipe 'auto' or 'table', or leave the cap out"
+            )
 
     def _check_rule(self) -> None:
         """A rule has the source "history", and a score that its steps can give away."""

@@ -26,6 +26,10 @@ class AbstractOrder(ABC):
         """Memory it takes, in bytes."""
         return 0
 
+    def tensor(self) -> Int64[Tensor, " N"] | None:
+        """The permutation, where it was given from outside; None for one that is computed."""
+        return None
+
     @abstractmethod
     def places(self, ids: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
         """Where examples stand."""
@@ -156,3 +160,31 @@ class GivenOrder(AbstractOrder):
     def ids(self, places: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
         """Looked up."""
         return self._ids[places].astype(np.int64)
+
+
+def order_of(
+    given: Int64[Tensor, " n"] | None, size: int, seed: int, *, scrambled: bool
+) -> AbstractOrder:
+    """The order of a table: as given, or one that takes no memory.
+
+    Args:
+        given: a permutation of all ids, or None.
+        size: N.
+        seed: of a scrambled order.
+        scrambled: whether ids are scrambled where nothing is given.
+
+    Raises:
+        UsageError: for another number of ids, or no permutation.
+
+    Example:
+        >>> order_of(None, 3, seed=0, scrambled=False).ids(np.array([2])).tolist()
+        [2]
+    """
+    if given is None:
+        return ScrambledOrder(size, seed) if scrambled else NaturalOrder()
+    if len(given) != size:
+        raise UsageError(
+            f"ScoreTable of {size} examples received an order of {len(given)}: "
+            "expected a permutation of all ids"
+        )
+    return GivenOrder(given)

@@ -13,6 +13,7 @@ from jaxtyping import Float, Float64, Int32, Int64
 from torch import Tensor
 
 from gradsift.errors import UsageError
+from gradsift.sampling.capping import Cap
 from gradsift.sampling.tree import SumTree
 
 MOMENTUM = 0.98
@@ -59,7 +60,7 @@ class FreshScores:
 
     Attributes:
         ids: int64, in range.
-        scores: float64, finite and >= 0.
+        scores: float64, finite, >= 0, and at most the ceiling of a cap.
         mean_square: ``mean(w g²)``: an estimate of the population's ``E[g²]``.
         quarantined: how many were not finite.
     """
@@ -76,7 +77,9 @@ class FreshScores:
         return np.minimum(self.scores / level, _LARGEST_RELATIVE)
 
 
-def fresh_scores(indices: Tensor, scores: Tensor, weights: Tensor | None, size: int) -> FreshScores:
+def fresh_scores(
+    indices: Tensor, scores: Tensor, weights: Tensor | None, size: int, cap: Cap | None = None
+) -> FreshScores:
     """Checks what arrives at a table of some size.
 
     Args:
@@ -84,6 +87,7 @@ def fresh_scores(indices: Tensor, scores: Tensor, weights: Tensor | None, size: 
         scores: one per id, >= 0. Numbers above the range of float32 count as not finite.
         weights: of the draw that the examples came from; None for a uniform one.
         size: the number of examples of the table.
+        cap: bounds what is left, and learns from it; None leaves scores as they are.
 
     Raises:
         UsageError: for shapes that differ, ids out of range, negative scores, or weights that are
@@ -117,6 +121,7 @@ def fresh_scores(indices: Tensor, scores: Tensor, weights: Tensor | None, size: 
         _refuse_negative(ids, values)
     if not len(values):
         return FreshScores(ids, values, math.nan, received)
+    values = values if cap is None else cap.bound(values, factors)
     squares = values * values if factors is None else factors * values * values
     mean_square = float(squares.sum()) / len(values)
     return FreshScores(ids, values, mean_square, received - len(values))

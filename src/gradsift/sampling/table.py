@@ -10,10 +10,11 @@ from torch import Tensor
 
 from gradsift.errors import UsageError
 from gradsift.records import Draw
+from gradsift.sampling.capping import Cap
 from gradsift.sampling.distributions import AbstractDistribution, Mixed, Proportional
 from gradsift.sampling.draws import AbstractDraw, Stratified, Systematic
 from gradsift.sampling.inclusion import check_size
-from gradsift.sampling.order import AbstractOrder, GivenOrder, NaturalOrder, ScrambledOrder
+from gradsift.sampling.order import order_of
 from gradsift.sampling.relative import (
     UNSEEN,
     Level,
@@ -62,6 +63,11 @@ class ScoreTable:
         order: ``order[k]`` is the id of place ``k`` of the walk, a permutation; neighbours in it
             exclude each other, so an order by likeness stratifies. None as above.
         seed: of the table's own generator, and of the systematic order.
+        cap: quantile of recent fresh scores, in (0, 1), above which a score counts as much as the
+            one there: wrong labels, which score high, are drawn no more often. None for no cap.
+
+    Attributes:
+        cap: what bounds the scores, and where that is now; None without a cap.
 
     Raises:
         UsageError: for arguments out of range.
@@ -87,6 +93,7 @@ class ScoreTable:
         smoothing: float = 0.5,
         order: Int64[Tensor, " N"] | None = None,
         seed: int = 0,
+        cap: float | None = None,
     ) -> None:
         if not 1 <= size <= LARGEST_SIZE:
             raise UsageError(
@@ -98,12 +105,13 @@ class ScoreTable:
                 f"ScoreTable cannot draw by {draw}, expected Stratified() or Systematic()"
             )
         self.size = size
-        self._draw = draw
+        self._systematic = isinstance(draw, Systematic)
         self._law = TableLaw.of(distribution)
         self._seed = seed
-        self._order = self._order_from(order, seed)
+        self._order = order_of(order, size, seed, scrambled=self._systematic)
         self._scores = RelativeScores(size, self._law.summed, smoothing)
         self._level = Level()
+        self.cap = None if cap is None else Cap(cap, size)
         self._generator = torch.Generator().manual_seed(seed)
 
     @property
@@ -155,7 +163,7 @@ class ScoreTable:
         Raises:
             UsageError: before anything is changed, for anything else.
         """
-        arranged = self._order_from(order, self._seed)
+        arranged = order_of(order, self.size, self._seed, scrambled=self._systematic)
         places = self._order.places(arranged.ids(np.arange(self.size)))
         self._scores.load(self._scores.tree.leaves[places], self._scores.versions[places])
         self._scores.tree.rebuild(self._law.summed)
@@ -188,7 +196,7 @@ class ScoreTable:
                 differ, negative scores, or weights that are negative or not finite.
         """
         check_version(version)
-        fresh = fresh_scores(indices, scores, weights, self.size)
+        fresh = fresh_scores(indices, scores, weights, self.size, self.cap)
         if len(fresh.ids):
             self._level = self._level.after(fresh.mean_square)
             relative = fresh.relative_to(self._level.value)
@@ -215,7 +223,7 @@ class ScoreTable:
         check_size(size, self.size)
         source = self._generator if generator is None else generator
         tree, mixture = self._scores.tree, self._mixture()
-        if isinstance(self._draw, Systematic):
+        if self._systematic:
             offset = float(torch.rand(1, dtype=torch.float64, generator=source))
             places, inclusion = systematic_places(tree, mixture, size, offset)
             weights = size / (self.size * inclusion)
@@ -246,53 +254,47 @@ class ScoreTable:
 
     def state_dict(self) -> dict[str, Any]:
         """A copy of everything that changes, and of the order: plain tensors and numbers."""
-        given = self._order.tensor() if isinstance(self._order, GivenOrder) else None
         return {
-            "size": self.size,
-            "systematic": isinstance(self._draw, Systematic),
+            **self._kind(),
             "relative": torch.from_numpy(self._scores.tree.leaves.copy()),
             "versions": torch.from_numpy(self._scores.versions.copy()),
             "level": [self._level.moment, self._level.mass],
             "law": [self._law.exponent, self._law.uniform],
-            "order": given,
+            "order": self._order.tensor(),
             "seed": self._seed,
             "generator": self._generator.get_state(),
+            "capped": None if self.cap is None else self.cap.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on, bit for bit, where another table of the same size and draw was.
+        """Goes on, bit for bit, where another table of the same size, draw and cap was.
 
         Raises:
-            UsageError: before anything is changed, for a state of another size or kind of draw.
+            UsageError: before anything is changed, for a state of another size, draw or cap.
         """
-        mine = {"size": self.size, "systematic": isinstance(self._draw, Systematic)}
+        mine = self._kind()
         theirs = {key: state.get(key) for key in mine}
         if theirs != mine:
             raise UsageError(
                 f"the state of a table with {theirs} does not fit one with {mine}: make the table "
                 "for the data set and the draw that the state was saved with"
             )
-        self._order = self._order_from(state["order"], state["seed"])
+        self._order = order_of(state["order"], self.size, state["seed"], scrambled=self._systematic)
         self._seed = state["seed"]
         self._scores.load(state["relative"].numpy(), state["versions"].numpy())
         self._level = Level(*state["level"])
         self._law = TableLaw(*state["law"])
+        if self.cap is not None:
+            self.cap.load_state_dict(state["capped"])
         self._scores.tree.rebuild(self._law.summed)
         self._generator.set_state(state["generator"])
+
+    def _kind(self) -> dict[str, Any]:
+        quantile = None if self.cap is None else self.cap.quantile
+        return {"size": self.size, "systematic": self._systematic, "cap": quantile}
 
     def _places(self, indices: Tensor) -> Int64[np.ndarray, " n"]:
         return self._order.places(example_ids(indices, self.size))
 
     def _mixture(self) -> Mixture:
         return self._law.mixture(self._scores.tree.total, self.size)
-
-    def _order_from(self, order: Tensor | None, seed: int) -> AbstractOrder:
-        if order is None:
-            scrambled = isinstance(self._draw, Systematic)
-            return ScrambledOrder(self.size, seed) if scrambled else NaturalOrder()
-        if len(order) != self.size:
-            raise UsageError(
-                f"ScoreTable of {self.size} examples received an order of {len(order)}: "
-                "expected a permutation of all ids"
-            )
-        return GivenOrder(order)

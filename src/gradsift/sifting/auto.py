@@ -61,7 +61,7 @@ class Auto(AbstractPolicy):
     def __init__(self, chooser: Chooser, gate: MeasuredGate, memory: Memory | None) -> None:
         super().__init__()
         self.memory = memory
-        self.evidence = Evidence()
+        self.evidence = Evidence(pools=chooser.setup.recipe.cap is None)
         self.decision: Decision | None = None
         self._chooser = chooser
         self._clock: AbstractClock = chooser.setup.clock

@@ -91,6 +91,9 @@ class Costs:
 class Evidence:
     """Seconds, noise and fresh scores so far.
 
+    Args:
+        pools: whether sources are offered that score candidates; a cap bounds the table alone.
+
     Attributes:
         times: seconds of whole steps, by source.
         loading: of these, of fetching, by source.
@@ -101,7 +104,8 @@ class Evidence:
         calibration: from scores to gradient norms.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, pools: bool = True) -> None:
+        self._pools = pools
         self.times = StepTimes()
         self.loading = StepTimes()
         self.observing = Costs()
@@ -162,7 +166,7 @@ class Evidence:
             seconds = plain + self._table_work()
             lower = max(factor * price.lower, 0.0)
             offers.append(Offer("table", seconds, factor * price.value, lower))
-        if self.scoring.known and self._fresh:
+        if self._pools and self.scoring.known and self._fresh:
             offers.extend(self._scored(offers, batch_size, hopeless=hopeless))
         return offers
 

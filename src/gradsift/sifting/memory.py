@@ -53,7 +53,7 @@ class Memory:
     """A score table that knows what its proposals are worth.
 
     Args:
-        recipe: whose smoothing is used, and whose distribution and draw where nothing adapts.
+        recipe: whose smoothing and cap are used, and where nothing adapts its distribution and draw.
         examples: N.
         seed: of the table.
         adapts: whether the proposal follows the prices.
@@ -88,6 +88,7 @@ class Memory:
             draw=draw,
             smoothing=recipe.smoothing,
             seed=seed,
+            cap=recipe.cap,
         )
         self.forecast: Forecast | None = None
         if recipe.forecast is not None:

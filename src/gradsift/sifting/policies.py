@@ -24,7 +24,7 @@ def choose_policy(setup: Setup, source: AbstractSource, chooser: Chooser) -> Abs
     """
     recipe, gate = setup.recipe, setup.recipe.gate
     drawing = ("iid", "table", "engine", "history", "predicted")
-    if recipe.source in drawing and not source.plain_order:
+    if (recipe.source in drawing or recipe.cap is not None) and not source.plain_order:
         raise UsageError(
             f"recipe {recipe.name!r} draws ids from the whole data set, but this loader has no "
             "ids or an order of its own, which defines another objective: use a map-style "

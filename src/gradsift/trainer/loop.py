@@ -17,6 +17,7 @@ from gradsift.loader import SiftedLoader
 from gradsift.monitors.cost import Cost
 from gradsift.monitors.health import HealthMonitor
 from gradsift.monitors.log import AbstractLog
+from gradsift.monitors.recorder import HistoryRecorder
 from gradsift.records import WeightedBatch
 from gradsift.report.histogram import histogram
 from gradsift.report.picks import Picks
@@ -60,6 +61,7 @@ class Loop:
         progress: who watches.
         interruption: notes Ctrl-C.
         keep: is told about every step, to save it where that is due.
+        history: of every example, for those who look for wrong labels; None keeps none.
         spent: seconds of training and evaluating.
         steps: updates so far.
     """
@@ -77,6 +79,7 @@ class Loop:
     progress: AbstractProgress
     interruption: Interruption
     keep: Callable[["Loop"], None]
+    history: HistoryRecorder | None = None
     spent: Seconds = field(default_factory=Seconds)
     steps: int = 0
 
@@ -131,6 +134,7 @@ class Loop:
             "optimizer": self.optimizer.state_dict(),
             "train": self.train.state_dict(),
             "health": self._health.state_dict(),
+            "history": None if self.history is None else self.history.state_dict(),
             "spent": dict(self.spent.spent),
             "steps": self.steps,
             "start": self._start,
@@ -144,6 +148,8 @@ class Loop:
         self.optimizer.load_state_dict(state["optimizer"])
         self.train.load_state_dict(state["train"])
         self._health.load_state_dict(state["health"])
+        if self.history is not None:
+            self.history.load_state_dict(state["history"])
         self.spent.spent.update(state["spent"])
         self.steps, self._start = state["steps"], state["start"]
         self._due, self._told = state["due"], state["told"]
@@ -240,6 +246,8 @@ class Loop:
             self.clock.charge(trained=len(batch))
         with self.clock.paused():
             self._health.add(batch.indices, batch.weights)
+            if self.history is not None:
+                self.history.add(batch, outputs)
         self.steps += 1
         self.progress.moved(self.share, self.steps)
 

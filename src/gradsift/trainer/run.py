@@ -22,7 +22,9 @@ from gradsift.engine.interface import AbstractEngine
 from gradsift.errors import UsageError
 from gradsift.loader import sift
 from gradsift.models import build_model
+from gradsift.monitors.history import write_history
 from gradsift.monitors.log import AbstractLog, SeveralLogs
+from gradsift.monitors.recorder import HistoryRecorder
 from gradsift.recipes.recipe import Recipe
 from gradsift.report.picks import write_picks
 from gradsift.report.summary import Summary, write_summary
@@ -38,6 +40,7 @@ from gradsift.trainer.loop import Loop
 from gradsift.trainer.progress import AbstractProgress, Silent
 from gradsift.trainer.searching import make_engine
 from gradsift.trainer.settings import Settings, check_device
+from gradsift.trainer.suspects import with_looks
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,6 +127,9 @@ def run(
             loop.train_all()
         if out is not None:
             write_picks(out, loop.pick())
+            if loop.history is not None:
+                with loop.clock.paused():
+                    write_history(out, with_looks(loop.history.read(), problem))
             loop.compare_scores()
         summary = loop.summarise(command if kept is None else kept.command)
         if out is not None:
@@ -179,6 +185,7 @@ def _prepare(
         progress=Silent() if progress is None else progress,
         interruption=interruption,
         keep=_nowhere if keeper is None else keeper.keep,
+        history=None if keeper is None else HistoryRecorder(count_examples(problem.train)),
     )
 
 

@@ -78,6 +78,7 @@ class Settings:
         optimizer: sgd (with momentum 0.9), adam or adamw.
         norm: group or batch, for the model that normalises (wrn); None takes group.
         spend: what lower variance is spent on: noise, batch or lr; None as in `gradsift.sift`.
+        cap: quantile at which the scores of a table are capped; None for the recipe's own (none).
         engine: where scores are searched for: inline, local or ray; None for nowhere.
         scorers: workers of the engine.
         ray_address: of the Ray cluster to join; None starts Ray on this machine.
@@ -106,6 +107,7 @@ class Settings:
     optimizer: str = "sgd"
     norm: str | None = None
     spend: str | None = None
+    cap: float | None = None
     engine: str | None = None
     scorers: int = 1
     ray_address: str | None = None
@@ -143,13 +145,14 @@ class Settings:
         return usual if self.weight_decay is None else float(self.weight_decay)
 
     def assembled(self) -> Recipe:
-        """The recipe itself, with the pool ratio that was asked for; issgd for auto on an engine.
+        """The recipe with the cap and pool ratio that were asked for; issgd for auto on an engine.
 
         Raises:
-            UsageError: for an unknown name, or a pool ratio that the recipe cannot have.
+            UsageError: for an unknown name, or a cap or pool ratio that the recipe cannot have.
         """
         searched = self.engine is not None and self.recipe == "auto"
         recipe = recipes["issgd" if searched else self.recipe]
+        recipe = recipe if self.cap is None else replace(recipe, cap=self.cap)
         if self.pool_ratio is None:
             return recipe
         if recipe.source != "pool":
