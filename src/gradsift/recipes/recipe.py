@@ -116,48 +116,11 @@ class Recipe:
                 "that the outputs of a training step determine, such as OutputGradient() or "
                 "Loss(), or for a table GradientNorm(), which its backward pass tells"
             )
-        if (self.source == "engine") != (self.search is not None):
-            raise UsageError(
-                f"recipe source {self.source!r} received search={self.search!r}: a Search belongs "
-                "to the source 'engine', and to no other"
-            )
-        if (self.source == "auto") != isinstance(self.gate, MeasuredGate):
-            raise UsageError(
-                f"recipe source {self.source!r} received the gate {self.gate!r}: a MeasuredGate "
-                "belongs to the source 'auto', and to no other"
-            )
+        _check_owners(self)
         _check_predictors(self)
-        self._check_rule()
-        self._check_holdout()
-        check_cap(self.cap)
-        if self.cap is not None and self.source not in ("table", "auto"):
-            raise UsageError(
-                f"cap {self.cap} received with recipe {self.name!r}, which keeps no table of scores: "
-                "use recipe 'auto' or 'table', or leave the cap out"
-            )
-
-    def _check_rule(self) -> None:
-        """A rule has the source "history", and a score that its steps can give away."""
-        if (self.source == "history") != (self.rule is not None):
-            raise UsageError(
-                f"recipe source {self.source!r} received rule={self.rule!r}: a rule belongs to the "
-                "source 'history', and to no other"
-            )
-        learns = self.rule is not None and self.rule.learns
-        if learns and not isinstance(self.score, AbstractOutputScore):
-            raise UsageError(
-                f"recipe source 'history' received the score {self.score!r}, expected one that the "
-                "outputs of a training step determine, such as Loss() or OutputGradient()"
-            )
-
-    def _check_holdout(self) -> None:
-        """Hold-out losses are set against the losses of a pool that is always there."""
-        alone = self.source == "pool" and self.gate is None and isinstance(self.score, Loss)
-        if self.holdout is not None and not alone:
-            raise UsageError(
-                f"recipe source {self.source!r} received holdout={self.holdout!r}: hold-out losses "
-                "belong to a pool without a gate whose score is Loss()"
-            )
+        _check_rule(self)
+        _check_holdout(self)
+        _check_cap(self)
 
     @property
     def scored(self) -> bool:
@@ -216,4 +179,53 @@ def _check_resampled(recipe: Recipe, resampling: Resampling) -> None:
         raise UsageError(
             "a pool received the normaliser 'population', whose losses it does not know: expected "
             "'previous' or 'batch'"
+        )
+
+
+def _check_owners(recipe: Recipe) -> None:
+    """Parts that belong to one source, and to no other."""
+    source = recipe.source
+    if (source == "engine") != (recipe.search is not None):
+        raise UsageError(
+            f"recipe source {source!r} received search={recipe.search!r}: a Search belongs "
+            "to the source 'engine', and to no other"
+        )
+    if (source == "auto") != isinstance(recipe.gate, MeasuredGate):
+        raise UsageError(
+            f"recipe source {source!r} received the gate {recipe.gate!r}: a MeasuredGate "
+            "belongs to the source 'auto', and to no other"
+        )
+    if (source == "history") != (recipe.rule is not None):
+        raise UsageError(
+            f"recipe source {source!r} received rule={recipe.rule!r}: a rule belongs to the "
+            "source 'history', and to no other"
+        )
+
+
+def _check_rule(recipe: Recipe) -> None:
+    """A rule that learns needs a score that its steps can give away."""
+    learns = recipe.rule is not None and recipe.rule.learns
+    if learns and not isinstance(recipe.score, AbstractOutputScore):
+        raise UsageError(
+            f"recipe source 'history' received the score {recipe.score!r}, expected one that the "
+            "outputs of a training step determine, such as Loss() or OutputGradient()"
+        )
+
+
+def _check_holdout(recipe: Recipe) -> None:
+    """Hold-out losses are set against the losses of a pool that is always there."""
+    alone = recipe.source == "pool" and recipe.gate is None and isinstance(recipe.score, Loss)
+    if recipe.holdout is not None and not alone:
+        raise UsageError(
+            f"recipe source {recipe.source!r} received holdout={recipe.holdout!r}: hold-out losses "
+            "belong to a pool without a gate whose score is Loss()"
+        )
+
+
+def _check_cap(recipe: Recipe) -> None:
+    check_cap(recipe.cap)
+    if recipe.cap is not None and recipe.source not in ("table", "auto"):
+        raise UsageError(
+            f"cap {recipe.cap} received with recipe {recipe.name!r}, which keeps no table of "
+            "scores: use recipe 'auto' or 'table', or leave the cap out"
         )

@@ -1,5 +1,6 @@
 """How good a model is: the unweighted loss and error over a data set, in eval mode."""
 
+import math
 from collections.abc import Sized
 from dataclasses import dataclass
 from typing import Any, cast
@@ -10,6 +11,15 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from gradsift.data.problem import Problem
 from gradsift.nested import move
+
+EVALUATIONS = 20
+"""Evaluations over a budget, besides the one before the first step."""
+
+SUBSAMPLE = 2_000
+"""Training examples whose loss is followed during a run; the summary has all of them."""
+
+TEST_SUBSAMPLE = 10_000
+"""Likewise of the test examples: a text has so many that following them all takes minutes."""
 
 
 @dataclass(frozen=True)
@@ -80,3 +90,29 @@ def subsample(data: Dataset[Any], limit: int, seed: int) -> Dataset[Any]:
         return data
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     return Subset(data, order[:limit].tolist())
+
+
+def followed(problem: Problem, seed: int) -> tuple[Dataset[Any], Dataset[Any]]:
+    """The training and test examples that are looked at during a run."""
+    train = subsample(problem.train, SUBSAMPLE, seed)
+    return train, subsample(problem.test, TEST_SUBSAMPLE, seed)
+
+
+def next_evaluation(share: float) -> float:
+    """The share of the budget at which the evaluation after ``share`` is due.
+
+    Example:
+        >>> next_evaluation(0.0), next_evaluation(0.26)
+        (0.05, 0.3)
+    """
+    return (math.floor(share * EVALUATIONS) + 1) / EVALUATIONS
+
+
+def sizes(problem: Problem, model: nn.Module) -> dict[str, Any]:
+    """What a run writes down about its data and its model, as plain values."""
+    return {
+        "train_examples": count_examples(problem.train),
+        "test_examples": count_examples(problem.test),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "task": problem.task,
+    }

@@ -23,21 +23,19 @@ from gradsift.report.histogram import histogram
 from gradsift.report.picks import Picks
 from gradsift.report.summary import Summary, versions
 from gradsift.schedule import Schedule
-from gradsift.trainer.evaluation import Quality, count_examples, evaluate, subsample
+from gradsift.trainer.evaluation import (
+    Quality,
+    count_examples,
+    evaluate,
+    followed,
+    next_evaluation,
+    sizes,
+)
 from gradsift.trainer.interruption import Interruption
 from gradsift.trainer.norms import against_norms
 from gradsift.trainer.picks import pick
 from gradsift.trainer.progress import AbstractProgress, Point
 from gradsift.trainer.settings import Settings
-
-EVALUATIONS = 20
-"""Evaluations over a budget, besides the one before the first step."""
-
-SUBSAMPLE = 2_000
-"""Training examples whose loss is followed during a run; the summary has all of them."""
-
-TEST_SUBSAMPLE = 10_000
-"""Likewise of the test examples: a text has so many that following them all takes minutes."""
 
 TOLD = 10.0
 """Seconds of the budget between two states of an engine in the log, at most: they are live."""
@@ -85,10 +83,9 @@ class Loop:
 
     def __post_init__(self) -> None:
         self._start = self.clock.now()
-        self._due = 1 / EVALUATIONS
+        self._due = next_evaluation(0.0)
         self._told = 0.0
-        self._followed = subsample(self.problem.train, SUBSAMPLE, self.settings.seed)
-        self._followed_test = subsample(self.problem.test, TEST_SUBSAMPLE, self.settings.seed)
+        self._followed, self._followed_test = followed(self.problem, self.settings.seed)
         self._health = HealthMonitor(count_examples(self.problem.train))
 
     @property
@@ -116,7 +113,7 @@ class Loop:
         """
         self.keep(self)
         if not self.steps:
-            self._note("settings", **self.settings.listed(), **self._sizes())
+            self._note("settings", **self.settings.listed(), **sizes(self.problem, self.model))
         try:
             self._train_all()
         except TrainingError as error:
@@ -217,7 +214,7 @@ class Loop:
             self.keep(self)
             if share >= self._due:
                 self._evaluate()
-                self._due = (math.floor(share * EVALUATIONS) + 1) / EVALUATIONS
+                self._due = next_evaluation(share)
             elif self.seconds >= self._told + TOLD:
                 self._tell_engine()
             self._step(next(batches))
@@ -279,17 +276,7 @@ class Loop:
     def _look(self) -> None:
         with self.inner.timing(self.spent, "evaluating"), self.clock.paused():
             health = self._health.read(self.train.table, self.train.updates)
-        self._note("health", **asdict(health))
-        self._note("cost", **self._cost().listed())
-        self._tell_engine()
-
-    def _tell_engine(self) -> None:
-        self._told = self.seconds
-        if (status := self.train.engine_status) is not None:
-            self._note("engine", **status)
-
-    def _cost(self) -> Cost:
-        return Cost(
+        cost = Cost(
             total=self.seconds,
             loading=self.train.seconds["loading"],
             scoring=self.train.seconds["scoring"],
@@ -297,18 +284,18 @@ class Loop:
             trained=self.train.examples_trained,
             scored=self.train.examples_scored,
         )
+        self._note("health", **asdict(health))
+        self._note("cost", **cost.listed())
+        self._tell_engine()
+
+    def _tell_engine(self) -> None:
+        self._told = self.seconds
+        if (status := self.train.engine_status) is not None:
+            self._note("engine", **status)
 
     def _quality(self, data: Any) -> Quality:
         with self.inner.timing(self.spent, "evaluating"), self.clock.paused():
             return evaluate(self.model, self.problem, data, self.device)
-
-    def _sizes(self) -> dict[str, Any]:
-        return {
-            "train_examples": count_examples(self.problem.train),
-            "test_examples": count_examples(self.problem.test),
-            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
-            "task": self.problem.task,
-        }
 
     def _note(self, name: str, **values: Any) -> None:
         self.log.write("event", step=self.steps, seconds=self.seconds, name=name, **values)

@@ -24,10 +24,15 @@ from gradsift.parallel import TailAverage
 from gradsift.parallel.service import Progress, progress_of
 from gradsift.report.summary import Summary, versions, write_summary
 from gradsift.scores.untouched import random_states
-from gradsift.trainer.evaluation import Quality, count_examples, evaluate, subsample
+from gradsift.trainer.evaluation import (
+    Quality,
+    evaluate,
+    followed,
+    next_evaluation,
+    sizes,
+)
 from gradsift.trainer.interruption import Interruption
 from gradsift.trainer.keeping import Keepable, Keeper, Keeping, require_free
-from gradsift.trainer.loop import EVALUATIONS, SUBSAMPLE, TEST_SUBSAMPLE
 from gradsift.trainer.progress import AbstractProgress, Point, Silent
 from gradsift.trainer.run import Outcome
 from gradsift.trainer.settings import Settings, check_device
@@ -125,10 +130,9 @@ class _Run:
 
     def __post_init__(self) -> None:
         self.clock = PausableClock(self.inner)
-        self._due = 1 / EVALUATIONS
+        self._due = next_evaluation(0.0)
         problem, seed = self.work.problem, self.work.settings.seed
-        self._followed = subsample(problem.train, SUBSAMPLE, seed)
-        self._followed_test = subsample(problem.test, TEST_SUBSAMPLE, seed)
+        self._followed, self._followed_test = followed(problem, seed)
 
     @property
     def steps(self) -> int:
@@ -153,7 +157,7 @@ class _Run:
                 self._round()
                 if self.share >= self._due:
                     self._evaluate()
-                    self._due = (math.floor(self.share * EVALUATIONS) + 1) / EVALUATIONS
+                    self._due = next_evaluation(self.share)
                 self.keep(self)
         except TrainingError as error:
             self._note("failed", text=str(error))
@@ -258,7 +262,7 @@ class _Run:
             train_error=train.error,
             test_loss=test.loss,
             test_error=test.error,
-            gate=self._gate(at.replays),
+            gate=work.gate(at.replays),
             engine={
                 "kind": work.crew.kind,
                 "workers_lost": work.crew.workers_lost,
@@ -268,36 +272,12 @@ class _Run:
             command=command,
         )
 
-    def _gate(self, replays: int) -> dict[str, Any]:
-        drawn = self.work.drawn is not None
-        return {
-            "state": "on" if drawn else "off",
-            "reason": self._in_words(replays),
-            "opened_at_step": 1 if drawn else None,
-        }
-
-    def _in_words(self, replays: int) -> str:
-        workers, drawn = self.work.workers, self.work.drawn
-        kind, draw = "real" if workers.backend == "ray" else "simulated", "draw uniformly"
-        if drawn is not None:
-            draw = (
-                f"draw from one score table, by scores {drawn.mean_age:.1f} updates old, with "
-                f"{drawn.gain:.2f} times less of a second moment than uniformly"
-            )
-        return (
-            f"{workers.count} {kind} workers {draw}, delay {workers.delay_in_words()}, "
-            f"compensation {workers.compensation}, {replays} replays"
-        )
-
     def _settings(self) -> dict[str, Any]:
         work = self.work
         return {
             **work.settings.listed(),
             **work.workers.listed(),
-            "train_examples": count_examples(work.problem.train),
-            "test_examples": count_examples(work.problem.test),
-            "parameters": sum(p.numel() for p in work.model.parameters()),
-            "task": work.problem.task,
+            **sizes(work.problem, work.model),
         }
 
     def _quality(self, data: Any) -> Quality:

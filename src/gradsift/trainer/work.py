@@ -65,6 +65,22 @@ class Work:
     total: int
     per_epoch: int
 
+    def gate(self, replays: int) -> dict[str, Any]:
+        """What a summary says about the draws of the workers, after so many replays."""
+        workers, drawn = self.workers, self.drawn
+        kind, draw = "real" if workers.backend == "ray" else "simulated", "draw uniformly"
+        if drawn is not None:
+            draw = (
+                f"draw from one score table, by scores {drawn.mean_age:.1f} updates old, with "
+                f"{drawn.gain:.2f} times less of a second moment than uniformly"
+            )
+        reason = (
+            f"{workers.count} {kind} workers {draw}, delay {workers.delay_in_words()}, "
+            f"compensation {workers.compensation}, {replays} replays"
+        )
+        on = drawn is not None
+        return {"state": "on" if on else "off", "reason": reason, "opened_at_step": 1 if on else None}
+
 
 @dataclass(frozen=True, eq=False)
 class Parts:
