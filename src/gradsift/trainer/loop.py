@@ -224,10 +224,9 @@ class Loop:
     def _step(self, batch: WeightedBatch) -> None:
         with self.clock.timing(self.spent, "training"):
             share = self.share
+            rate = self.settings.learning_rate * self.schedule(share) * self.train.lr_factor
             for group in self.optimizer.param_groups:
-                group["lr"] = (
-                    self.settings.learning_rate * self.schedule(share) * self.train.lr_factor
-                )
+                group["lr"] = rate
             self.train.policy.progress = share
             outputs = self.model(batch.inputs)
             loss = batch.loss(outputs)
