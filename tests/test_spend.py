@@ -14,7 +14,7 @@ from gradsift import UsageError, WeightedBatch, recipes
 from gradsift.clock import VirtualClock
 from gradsift.gate import Decision, Offer
 from gradsift.monitors.spending import lr_factor
-from gradsift.sifting.spending import Spending, choose_spend
+from gradsift.sifting.spending import FRESH, MEASURED, Spending, choose_spend
 
 LOSS = nn.CrossEntropyLoss(reduction="none")
 N, BATCH = 512, 16
@@ -58,6 +58,27 @@ def test_a_size_that_is_no_faster_is_given_up_until_the_steps_have_doubled() -> 
     spending.decide(decided(4.0), 64)
     assert spending.size(64) == 16
     timed(spending, 16, 0.5, steps=200)
+    spending.decide(decided(4.0), 64)
+    assert spending.size(64) == 16
+
+
+def test_seconds_of_long_ago_are_measured_anew_before_a_size_is_given_up() -> None:
+    """The machine has become half as fast since the whole batch was timed."""
+    spending = Spending("batch")
+    timed(spending, 64, 1.0)
+    spending.decide(decided(1.0), 64)
+    spending.decide(decided(4.0), 64)
+    assert spending.size(64) == 16
+    timed(spending, 16, 0.6, steps=FRESH)
+    spending.decide(decided(4.0), 64)
+    assert spending.size(64) == 16
+    timed(spending, 16, 1.2, steps=200)
+    spending.decide(decided(4.0), 64)
+    assert spending.size(64) == 64
+    timed(spending, 64, 2.0, steps=MEASURED)
+    spending.decide(decided(4.0), 64)
+    assert spending.size(64) == 16
+    timed(spending, 16, 1.2, steps=200)
     spending.decide(decided(4.0), 64)
     assert spending.size(64) == 16
 

@@ -1,4 +1,4 @@
-"""What finding out may cost: one percent of all time, in three purses that cannot empty each other."""
+"""What finding out may cost: a share of all time, in three purses that cannot empty each other."""
 
 from collections.abc import Mapping
 from typing import Any

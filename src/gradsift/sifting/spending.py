@@ -14,6 +14,12 @@ from gradsift.sifting.setup import batch_norms
 
 ALONE = Alone()
 
+FRESH = 512
+"""Steps for which seconds count as those of the machine as it is."""
+
+MEASURED = 128
+"""Steps that measure a batch size anew."""
+
 EIGHTHS = 8
 """Batches have one of so many sizes: few shapes to compile."""
 
@@ -56,10 +62,10 @@ class Spending:
 
     ``"batch"`` takes the smallest eighth of b that is no noisier than b uniform examples,
     ``b' = b (E[w² g²] − ‖μ‖²)/(E[g²] − ‖μ‖²)``, at the lower end of the variance ratio. It pays
-    only where steps of b' examples take less time than steps of b did: where half of b or less was
-    measured and is not faster, the whole b is taken until the steps so far have doubled, by when
-    both are measured anew on the machine as it then is. ``"lr"`` takes the noise-scale rule,
-    `gradsift.monitors.spending.lr_factor`.
+    only where steps of b' examples take less time than steps of b: where half of b or less was
+    measured and is not faster, the whole b is measured anew, as the machine now is, and if that is
+    no slower, it is taken until the steps so far have doubled. ``"lr"`` takes the noise-scale
+    rule, `gradsift.monitors.spending.lr_factor`.
 
     Args:
         spend: "noise" leaves both as they are.
@@ -81,6 +87,7 @@ class Spending:
         self._spend = spend
         self._size: int | None = None
         self._steps = self._whole_until = 0
+        self._whole_at = 0
         self._times = StepTimes()
 
     def size(self, batch_size: int) -> int:
@@ -101,7 +108,7 @@ class Spending:
                 batch_size * ranks.size, max(ratio, 0.0), decision.noise_scale
             )
         elif self._spend == "batch":
-            self._give_up_what_is_no_faster(batch_size)
+            self._judge(batch_size)
             signal = 1 / (1 + decision.noise_scale)
             exact = equal_noise_batch(batch_size, 1 / max(ratio, 1.0), 1.0, signal)
             sizes = [max(1, part * batch_size // EIGHTHS) for part in range(1, EIGHTHS + 1)]
@@ -114,7 +121,7 @@ class Spending:
             "spend": self._spend,
             "lr_factor": self.lr_factor,
             "size": self._size,
-            "steps": [self._steps, self._whole_until],
+            "steps": [self._steps, self._whole_until, self._whole_at],
             "times": self._times.state_dict(),
         }
 
@@ -131,14 +138,16 @@ class Spending:
             )
         self.lr_factor = state["lr_factor"]
         self._size = state["size"]
-        self._steps, self._whole_until = state["steps"]
+        self._steps, self._whole_until, self._whole_at = state["steps"]
         self._times.load_state_dict(state["times"])
 
-    def _give_up_what_is_no_faster(self, batch_size: int) -> None:
+    def _judge(self, batch_size: int) -> None:
         """Sizes above half of b differ too little from it for a judgement by noisy seconds."""
         size = self.size(batch_size)
+        if size == batch_size:
+            self._whole_at = self._steps
         whole, smaller = self._times.median(str(batch_size)), self._times.median(str(size))
-        if whole is None or smaller is None or 2 * size > batch_size:
+        if whole is None or smaller is None or 2 * size > batch_size or smaller < whole:
             return
-        if smaller >= whole:
-            self._whole_until = 2 * self._steps
+        fresh = self._steps - self._whole_at <= FRESH
+        self._whole_until = 2 * self._steps if fresh else self._steps + MEASURED
