@@ -152,9 +152,7 @@ def test_one_of_two_candidates_is_kept_by_its_percentile(size: int) -> None:
     scores = torch.arange(1.0, count + 1).double() ** 3
     inclusion = capped_inclusion(Ranked(1.0).probabilities(scores), size)
     percentiles = torch.arange(1, count + 1).double() / count
-    torch.testing.assert_close(
-        inclusion, percentiles * size / (size + 0.5), rtol=1e-12, atol=0
-    )
+    torch.testing.assert_close(inclusion, percentiles * size / (size + 0.5), rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("exponent", [-1.0, math.nan, math.inf])

@@ -101,7 +101,11 @@ def test_what_cannot_be_fitted_is_refused() -> None:
     for parameters in ({"epochs": 0}, {"lr": 0.0}, {"lr": math.inf}):
         with pytest.raises(UsageError, match="Holdout received"):
             Holdout(**parameters)
-    for parts in ({"source": "table"}, {"score": scores.OutputGradient()}, {"gate": TauThreshold()}):
+    for parts in (
+        {"source": "table"},
+        {"score": scores.OutputGradient()},
+        {"gate": TauThreshold()},
+    ):
         with pytest.raises(UsageError, match="hold-out losses belong to a pool"):
             Recipe(**{"score": scores.Loss(), "holdout": Holdout(), **parts})  # pyright: ignore[reportArgumentType]
 
@@ -138,7 +142,7 @@ def test_a_step_keeps_the_largest_reducible_losses_of_its_pool() -> None:
 
 def test_fitting_is_paid_for_once_and_saved() -> None:
     clock = VirtualClock(train=2.0, score=1.0)
-    train, model, policy = sifted(clock)
+    train, _, policy = sifted(clock)
     for _ in train:
         pass
     pools = (len(train) - 1) * 10 * BATCH

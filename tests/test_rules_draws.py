@@ -182,9 +182,7 @@ def test_the_drawn_examples_and_weights_are_those_of_the_law(name: str) -> None:
         members = [i for i, label in enumerate(LABELS) if label == (3, 7)[place]]
         example = members[int(places[k] * len(members))]
         assert drawn.positions[k] == example
-        assert drawn.weights[k].item() == pytest.approx(
-            len(members) / 6 / masses[place], rel=1e-12
-        )
+        assert drawn.weights[k].item() == pytest.approx(len(members) / 6 / masses[place], rel=1e-12)
 
 
 def test_class_moments_are_moving_averages() -> None:

@@ -101,7 +101,9 @@ def held_out_losses(
         optimizer = torch.optim.Adam(student.parameters(), lr=holdout.lr)
         best = math.inf
         for _ in range(holdout.epochs):
-            _train(student, optimizer, loss_fn, fetch, forward, _batches(mine, batch_size, generator))
+            _train(
+                student, optimizer, loss_fn, fetch, forward, _batches(mine, batch_size, generator)
+            )
             losses = _losses(student, loss_fn, fetch, forward, others, 2 * batch_size)
             if (mean := float(losses.mean())) < best:
                 best, found[others] = mean, losses

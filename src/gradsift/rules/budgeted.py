@@ -67,9 +67,7 @@ class Budgeted(AbstractRule):
         return _BudgetedRounds(self, examples)
 
 
-def interest(
-    doubts: Float64[np.ndarray, " N"], measure: str
-) -> Float64[np.ndarray, " N"]:
+def interest(doubts: Float64[np.ndarray, " N"], measure: str) -> Float64[np.ndarray, " N"]:
     """What examples are drawn by, smoothed; all one where nothing is known.
 
     Args:

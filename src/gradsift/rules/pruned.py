@@ -16,7 +16,7 @@ from gradsift.rules.rounds import AbstractRounds, Chosen
 @final
 @dataclass(frozen=True)
 class InfoBatch(AbstractRule):
-    """Of the n examples whose latest loss is below the mean, a round leaves out ``⌊r·n⌋`` at random.
+    """Of n examples with a latest loss below the mean, a round leaves out ``⌊r·n⌋`` at random.
 
     The others of these n weigh ``n/(n − ⌊r·n⌋)``, about ``1/(1 − r)``, and all examples at or above
     the mean weigh one, so over a round ``E[Σ_kept w v] = Σ_all v`` exactly: unbiased for the *sum*

@@ -1,4 +1,4 @@
-"""The policy of recipes whose rule picks ids: it asks, tells, and keeps account of the step sizes."""
+"""The policy of recipes whose rule picks ids: it asks, tells, and keeps account of step sizes."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -128,7 +128,9 @@ class Picked(AbstractPolicy):
         """On since the first pick, and how large its steps were."""
         if self._picked:
             size = self._mass / self._picked
-            reason = f"picks by its rule, with steps of {size:.2f} times the loader's own in the mean"
+            reason = (
+                f"picks by its rule, with steps of {size:.2f} times the loader's own in the mean"
+            )
         else:
             reason = "until the rule can pick, steps take your own order"
         state = "off" if self._opened_at is None else "on"
