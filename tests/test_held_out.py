@@ -97,7 +97,7 @@ def test_what_cannot_be_fitted_is_refused() -> None:
     with pytest.raises(UsageError, match="at least two examples"):
         held_out_losses(network(), LOSS, fetch, 1, BATCH, source, holdout=Holdout())
     with pytest.raises(TrainingError, match="lower its learning rate"):
-        held_out_losses(network(), LOSS, fetch, N, BATCH, source, holdout=Holdout(lr=1e38))
+        held_out_losses(network(), LOSS, fetch, N, BATCH, source, holdout=Holdout(lr=1e30))
     for parameters in ({"epochs": 0}, {"lr": 0.0}, {"lr": math.inf}):
         with pytest.raises(UsageError, match="Holdout received"):
             Holdout(**parameters)

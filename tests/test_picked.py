@@ -186,10 +186,15 @@ def test_every_later_step_is_the_same_from_every_step(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*BY_HISTORY, "selective-backprop", "rho-loss"])
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    ("name", "workers"),
+    [
+        *((name, 0) for name in (*BY_HISTORY, "selective-backprop", "rho-loss")),
+        ("infobatch", 2),
+    ],
+)
 def test_every_rival_goes_on_from_every_step(name: str, workers: int) -> None:
-    check_every_step(lambda: Run(own_generator, name, workers), 8 if workers else 18)
+    check_every_step(lambda: Run(own_generator, name, workers), 6 if workers else 15, stride=3)
 
 
 class Pair(Alone):

@@ -1,12 +1,12 @@
 """Losses of examples by a model that has not seen them: what training cannot take away.
 
-The data are cut into two random halves. A copy of the model is trained on each, and tells the losses
-of the other: so no example has to be put aside.
+The data are cut into two random halves. A copy of the model is trained on each, and tells the
+losses of the other: so no example has to be put aside.
 """
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,7 +115,7 @@ def held_out_losses(
     return found
 
 
-def _batches(ids: Tensor, size: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+def _batches(ids: Tensor, size: int, generator: torch.Generator) -> Sequence[Tensor]:
     return ids[torch.randperm(len(ids), generator=generator)].split(size)
 
 
@@ -125,7 +125,7 @@ def _train(
     loss_fn: LossFunction,
     fetch: Fetch,
     forward: Forward,
-    batches: tuple[Int64[Tensor, " n"], ...],
+    batches: Sequence[Tensor],
 ) -> None:
     with torch.enable_grad():
         for ids in batches:

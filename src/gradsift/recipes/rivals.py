@@ -107,7 +107,7 @@ RHO_LOSS = Recipe(
     name="rho-loss",
     reference="Mindermann et al. 2022, arXiv:2206.07137, without hold-out data",
 )
-"""Of 10b candidates the b with the largest reducible loss ``ℓ_i − ℓ_i(held out)``, unweighted.
+"""Of 10b candidates those b with the largest loss beyond its held-out one are kept, unweighted.
 
 The irreducible losses are those of two copies of the model, each trained on the half of the data
 that the other one tells the losses of: the paper's variant without hold-out data. Deviations: the

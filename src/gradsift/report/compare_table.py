@@ -132,8 +132,8 @@ def legend(found: Compared) -> str:
     if not found.biased:
         return text
     return (
-        f"{text}{BIASED}: the recipe's weights do not undo its choice, so its gradient is not that of "
-        "the mean over the data."
+        f"{text}{BIASED}: the recipe's weights do not undo its choice, so its gradient is not "
+        "that of the mean over the data."
     )
 
 

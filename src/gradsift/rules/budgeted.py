@@ -1,4 +1,4 @@
-"""Budgeted training: a part of the data in each round, drawn by what the model has doubted so far."""
+"""Budgeted training: a part of the data in each round, by what the model has doubted so far."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

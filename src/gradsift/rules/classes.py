@@ -1,6 +1,6 @@
 """Draws that know no more than the class: first the class, then any example of it.
 
-The classes of all examples are learnt in one pass in the loader's own order; those that it left out,
+The classes of all examples are learnt in one pass in the loader's own order; those it left out,
 and targets that are not classes, form one more class.
 """
 

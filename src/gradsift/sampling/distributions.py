@@ -98,8 +98,8 @@ class Ranked(AbstractDistribution):
 
     Example:
         >>> import torch
-        >>> Ranked(1.0).probabilities(torch.tensor([5.0, 0.1, 0.1])).tolist()
-        [0.42857142857142855, 0.2857142857142857, 0.2857142857142857]
+        >>> Ranked(1.0).probabilities(torch.tensor([5.0, 1.0, 1.0, 0.1])).round(decimals=3).tolist()
+        [0.364, 0.273, 0.273, 0.091]
     """
 
     exponent: float = 1.0
