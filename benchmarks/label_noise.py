@@ -4,8 +4,8 @@
         [--seeds 5] [--budget 60s] [--cap QUANTILE] [-- FLAGS OF gradsift train]
 
 A share of the training labels is replaced by another class, chosen evenly (`problems.flipped`); the
-test labels are right. For every share, ``gradsift compare`` trains `uniform`, `auto`, and `auto` with
-its scores capped at a quantile (1 − 2·share unless given), in turn, at equal budgets, paired by
+test labels are right. For every share, ``gradsift compare`` trains `uniform`, `auto`, and `auto`
+with scores capped at a quantile (1 − 2·share unless given), in turn, at equal budgets, paired by
 seed; complete runs in the folder are kept. ``-- --clock virtual`` counts cost instead of seconds.
 
 Printed for each arm, as means over seeds: the test error, and its ratio to uniform's with a 95 % t

@@ -6,7 +6,6 @@ import io
 import math
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +72,7 @@ def test_the_list_is_a_slow_sort_of_the_rows() -> None:
 
 def test_a_history_without_classes_has_losses_and_visits() -> None:
     none = np.full(6, -1, np.int32)
-    plain = made(labels=none, predicted=none, probabilities=room.NO_PROBABILITIES)
+    plain = made(labels=none, predicted=none, probabilities=room.no_probabilities())
     (one,) = suspects(plain, 1)
     assert (one.label, one.model, one.confidence, one.mean_loss) == (None, None, None, 2.5)
     head, row = as_text([one]).splitlines()
@@ -134,7 +133,7 @@ def test_the_page_is_well_formed_and_needs_nothing(tmp_path: Path) -> None:
 
 
 def test_rows_are_shown_in_words_and_nothing_is_a_page_too(tmp_path: Path) -> None:
-    rows = made(**{**SHOWN, "pixels": room.NO_PIXELS})
+    rows = made(**{**SHOWN, "pixels": room.no_pixels()})
     text = write_suspects_page(tmp_path / "s.html", "a", rows, suspects(rows, 3), None).read_text()
     assert "<code>&lt;0&gt;</code>" in text
     assert "<img" not in text
@@ -158,7 +157,7 @@ def test_the_curve_is_the_sorted_losses() -> None:
 
 
 @pytest.fixture
-def answers(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+def answers(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Stands for cleanlab: an example is an issue where its label has less than one half."""
     asked: list[Any] = []
 
@@ -167,7 +166,7 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
         return probabilities[np.arange(len(labels)), labels] < 0.5
 
     monkeypatch.setattr(confident, "_find", find)
-    yield asked
+    return asked
 
 
 def test_cleanlab_is_asked_about_examples_with_a_label(answers: list[Any]) -> None:
@@ -186,7 +185,7 @@ def test_cleanlab_is_asked_about_examples_with_a_label(answers: list[Any]) -> No
 
 def test_cleanlab_is_not_asked_where_there_is_nothing_to_say(answers: list[Any]) -> None:
     assert confident.judge(made()) is None  # labels of one class
-    assert confident.judge(made(probabilities=room.NO_PROBABILITIES)) is None
+    assert confident.judge(made(probabilities=room.no_probabilities())) is None
     assert answers == []
 
 

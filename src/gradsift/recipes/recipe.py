@@ -107,8 +107,8 @@ class Recipe:
         check_cap(self.cap)
         if self.cap is not None and self.source not in REMEMBERED:
             raise UsageError(
-                f"cap {self.cap} received with recipe {self.name!r}, which keeps no table of scores: "
-                "use recipe 'auto' or 'table', or leave the cap out"
+                f"cap {self.cap} received with recipe {self.name!r}, which keeps no table of "
+                "scores: use recipe 'auto' or 'table', or leave the cap out"
             )
 
     @property
