@@ -164,7 +164,7 @@ def drawn(rows: Sequence[Row]) -> Figure:
     shares = sorted({row.share for row in rows})
     figure = Figure(figsize=(5.2 * len(shares), 3.6), layout="constrained")
     for panel, share in zip(figure.subplots(1, len(shares), squeeze=False)[0], shares, strict=True):
-        for colour, arm in zip(SEVERAL, ("uniform", "auto", "capped"), strict=False):
+        for colour, arm in zip(SEVERAL, dict.fromkeys(row.arm for row in rows), strict=False):
             own = [row for row in rows if (row.share, row.arm) == (share, arm)]
             for style, name in (("-", "precision"), ("--", "recall")):
                 means = np.mean([getattr(row, name) for row in own], axis=0)

@@ -266,7 +266,7 @@ def test_what_is_no_history(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("recipe", ["uniform", "table", "auto", "pool"])
 def test_a_run_leaves_the_history_of_what_it_trained_on(tmp_path: Path, recipe: str) -> None:
-    run(toy(), settings(20, recipe=recipe), out=tmp_path / "o", clock=virtual())
+    run(toy(), settings(8, recipe=recipe), out=tmp_path / "o", clock=virtual())
     history, picks = read_history(tmp_path / "o"), read_picks(tmp_path / "o")
     assert picks is not None
     assert history.visits.tolist() == picks.draws.tolist()
@@ -284,10 +284,10 @@ def test_a_killed_run_ends_with_the_same_history(tmp_path: Path) -> None:
         pass
 
     def die(step: int) -> None:
-        if step == 7:
+        if step == 5:
             raise Killed
 
-    chosen, kept = settings(12, recipe="table"), Budget("steps", 3)
+    chosen, kept = settings(9, recipe="table"), Budget("steps", 2)
     run(toy(), chosen, out=tmp_path / "whole", clock=virtual())
     with pytest.raises(Killed):
         run(
