@@ -4,8 +4,8 @@
         [--seeds 5] [--budget 60s] [--cap QUANTILE] [-- FLAGS OF gradsift train]
 
 A share of the training labels is replaced by another class, chosen evenly (`problems.flipped`); the
-test labels are right. For every share, ``gradsift compare`` trains `uniform`, `auto`, and `auto` with
-its scores capped at a quantile (1 − 2·share unless given), in turn, at equal budgets, paired by
+test labels are right. For every share, ``gradsift compare`` trains `uniform`, `auto`, and `auto`
+with scores capped at a quantile (1 − 2·share unless given), in turn, at equal budgets, paired by
 seed; complete runs in the folder are kept. ``-- --clock virtual`` counts cost instead of seconds.
 
 Printed for each arm, as means over seeds: the test error, and its ratio to uniform's with a 95 % t
@@ -164,7 +164,7 @@ def drawn(rows: Sequence[Row]) -> Figure:
     shares = sorted({row.share for row in rows})
     figure = Figure(figsize=(5.2 * len(shares), 3.6), layout="constrained")
     for panel, share in zip(figure.subplots(1, len(shares), squeeze=False)[0], shares, strict=True):
-        for colour, arm in zip(SEVERAL, ("uniform", "auto", "capped"), strict=False):
+        for colour, arm in zip(SEVERAL, dict.fromkeys(row.arm for row in rows), strict=False):
             own = [row for row in rows if (row.share, row.arm) == (share, arm)]
             for style, name in (("-", "precision"), ("--", "recall")):
                 means = np.mean([getattr(row, name) for row in own], axis=0)

@@ -26,7 +26,17 @@ ENGINE = ["--engine", "--scorers", "--ray-address"]
 FLAGS = [
     *("--data", *READING, "--model", "--recipe", "--batch-size", "--pool-ratio", "--lr"),
     *("--weight-decay", "--schedule"),
-    *("--optimizer", "--norm", "--spend", "--cap", *ENGINE, "--budget", "--seed", "--device", "--out"),
+    *(
+        "--optimizer",
+        "--norm",
+        "--spend",
+        "--cap",
+        *ENGINE,
+        "--budget",
+        "--seed",
+        "--device",
+        "--out",
+    ),
     "--clock",
     *("--resume", "--checkpoint-every"),
     *PARALLEL,
@@ -48,7 +58,13 @@ def test_the_flags_of_train_are_frozen():
 
 
 def test_the_verbs_are_frozen():
-    assert list(typer.main.get_command(app).commands) == ["train", "probe", "status", "suspects", "compare"]  # pyright: ignore[reportAttributeAccessIssue]
+    assert list(typer.main.get_command(app).commands) == [
+        "train",
+        "probe",
+        "status",
+        "suspects",
+        "compare",
+    ]  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_a_run_ends_with_a_table_and_the_whole_of_its_files(workplace, capsys):

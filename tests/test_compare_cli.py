@@ -70,7 +70,14 @@ def test_a_real_comparison_writes_everything_and_a_second_call_runs_nothing(work
     assert content["runs"][0]["cpu_seconds"] > 0.1
     files = [path.name for path in sorted((workplace / "o" / "pool" / "seed-0").iterdir())]
     assert files == [
-        *("history.npz", "machine.json", "metrics.jsonl", "picks.npz", "report.html", "summary.json"),
+        *(
+            "history.npz",
+            "machine.json",
+            "metrics.jsonl",
+            "picks.npz",
+            "report.html",
+            "summary.json",
+        ),
     ]
     page = (workplace / "o" / "report.html").read_text()
     assert "data:image/png;base64," in page

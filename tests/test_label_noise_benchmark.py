@@ -123,10 +123,14 @@ def test_it_compares_and_writes_what_it_found(
     assert (tmp_path / "found.json").read_text().count('"arm": "capped"') == 2
 
 
-def test_the_comparison_is_that_of_the_page(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_comparison_is_that_of_the_page(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     room = bench("label_noise")
     ran: list[Any] = []
-    monkeypatch.setattr(room.subprocess, "run", lambda words, **options: ran.append((words, options)))
+    monkeypatch.setattr(
+        room.subprocess, "run", lambda words, **options: ran.append((words, options))
+    )
     options = argparse.Namespace(out=tmp_path, seeds=3, budget="9s", flags=["--clock", "virtual"])
     folders = room.compare(20, 0.6, options)
     assert folders == {arm: tmp_path / "20" / arm for arm in ("uniform", "auto", "capped")}

@@ -7,7 +7,7 @@ the model made of it meanwhile.
 
 import os
 import zipfile
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +20,20 @@ FILE = "history.npz"
 UNKNOWN = -1
 """A class that nobody has told."""
 
-NO_PROBABILITIES = np.zeros((0, 0), np.float16)
-NOBODY = np.zeros(0, np.int64)
-NO_PIXELS = np.zeros((0, 0, 0), np.uint8)
+
+def no_probabilities() -> Float16[np.ndarray, "kept classes"]:
+    """Of a run that keeps none."""
+    return np.zeros((0, 0), np.float16)
+
+
+def nobody() -> Int64[np.ndarray, " shown"]:
+    """No example to show."""
+    return np.zeros(0, np.int64)
+
+
+def no_pixels() -> UInt8[np.ndarray, "pictures height width *channels"]:
+    """Of examples that are no images."""
+    return np.zeros((0, 0, 0), np.uint8)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,9 +73,9 @@ class History:
     last: Float32[np.ndarray, " examples"]
     labels: Int32[np.ndarray, " examples"]
     predicted: Int32[np.ndarray, " examples"]
-    probabilities: Float16[np.ndarray, "kept classes"] = NO_PROBABILITIES
-    shown: Int64[np.ndarray, " shown"] = NOBODY
-    pixels: UInt8[np.ndarray, "pictures height width *channels"] = NO_PIXELS
+    probabilities: Float16[np.ndarray, "kept classes"] = field(default_factory=no_probabilities)
+    shown: Int64[np.ndarray, " shown"] = field(default_factory=nobody)
+    pixels: UInt8[np.ndarray, "pictures height width *channels"] = field(default_factory=no_pixels)
     texts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -76,7 +87,7 @@ class History:
                 "expected one number of each kind per example"
             )
         whole = len(self.probabilities) in (0, examples) and len(self.texts) == len(self.shown)
-        inside = bool(((0 <= self.shown) & (self.shown < examples)).all())
+        inside = bool(((self.shown >= 0) & (self.shown < examples)).all())
         if not (whole and inside and len(self.pixels) in (0, len(self.shown))):
             raise UsageError(
                 f"a history of {examples} examples received {len(self.probabilities)} rows of "
@@ -141,7 +152,7 @@ def read_history(folder: str | Path) -> History:
             f"folder {str(folder)!r} holds no {FILE}: name that of a run of gradsift train that "
             "has come to its end (parallel SGD keeps no history)"
         )
-    names = [field.name for field in fields(History)]
+    names = [part.name for part in fields(History)]
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             found = {name: file[name] for name in names}

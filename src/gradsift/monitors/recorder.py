@@ -11,7 +11,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from gradsift.errors import UsageError
-from gradsift.monitors.history import NO_PROBABILITIES, UNKNOWN, History, write_history
+from gradsift.monitors.history import UNKNOWN, History, no_probabilities, write_history
 from gradsift.records import WeightedBatch
 from gradsift.scores.base import in_full_precision, losses_of
 
@@ -104,7 +104,7 @@ class HistoryRecorder:
         """Everything so far."""
         visited = self._visits > 0
         mean = torch.where(visited, self._sums / self._visits, math.nan)
-        predicted, probabilities = self._predicted, NO_PROBABILITIES
+        predicted, probabilities = self._predicted, no_probabilities()
         if self._probabilities is not None:
             means = self._probabilities / self._visits.clamp(min=1)[:, None]
             predicted = torch.where(visited, means.argmax(1), UNKNOWN).int()

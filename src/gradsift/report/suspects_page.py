@@ -146,6 +146,6 @@ def _table(found: Sequence[Suspect]) -> str:
         for one in found
     )
     return (
-        f"<section>\n<h2>The first {len(found)}</h2>\n<div class=\"wide\"><table><thead>"
+        f'<section>\n<h2>The first {len(found)}</h2>\n<div class="wide"><table><thead>'
         f"<tr>{titles}</tr></thead><tbody>\n{body}\n</tbody></table></div>\n</section>"
     )

@@ -53,7 +53,7 @@ class Memory:
     """A score table that knows what its proposals are worth.
 
     Args:
-        recipe: whose smoothing and cap are used, and where nothing adapts its distribution and draw.
+        recipe: whose smoothing and cap are used, and where nothing adapts distribution and draw.
         examples: N.
         seed: of the table.
         adapts: whether the proposal follows the prices.

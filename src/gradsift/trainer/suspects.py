@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from gradsift.data.problem import Problem
-from gradsift.monitors.history import NO_PIXELS, History
+from gradsift.monitors.history import History, no_pixels
 from gradsift.report.gallery import as_pixels
 from gradsift.trainer.picks import describe, is_image
 
@@ -37,6 +37,6 @@ def with_looks(history: History, problem: Problem) -> History:
     return replace(
         history,
         shown=shown,
-        pixels=np.stack([as_pixels(x.numpy()) for x, _ in examples]) if images else NO_PIXELS,
+        pixels=np.stack([as_pixels(x.numpy()) for x, _ in examples]) if images else no_pixels(),
         texts=tuple(describe(problem, *example) for example in examples),
     )
