@@ -191,7 +191,7 @@ def look(model: nn.Module, loss_fn: Any, sample: Sample, score: GradientNorm) ->
     gradient = torch.autograd.grad(loss, list(model.parameters()))
     square = sum(float(part.double().square().sum()) for part in gradient)
     mean_square = mean_square_of_draws(norms, torch.ones_like(norms), square)
-    return Look(norms, mean_square, float(loss))
+    return Look(norms, mean_square, float(loss.detach()))
 
 
 def floored(norms: Tensor, mean_square: float, masses: Tensor) -> float:
