@@ -165,7 +165,9 @@ def network(shape: tuple[int, ...], outputs: int, width: int, seed: int) -> nn.M
     layers: list[nn.Module] = [nn.Flatten()]
     for inputs, wanted, known in zip(sizes, sizes[1:], published, strict=False):
         layer = nn.utils.skip_init(nn.Linear, inputs, wanted)
-        nn.init.normal_(layer.weight, std=DEVIATION * math.sqrt(known / inputs), generator=generator)
+        nn.init.normal_(
+            layer.weight, std=DEVIATION * math.sqrt(known / inputs), generator=generator
+        )
         nn.init.zeros_(layer.bias)
         layers += [layer, nn.ReLU()]
     return nn.Sequential(*layers[:-1])
@@ -225,9 +227,7 @@ def assess(run: Run, step: int, test_error: float, train: SiftedLoader) -> Check
         ideal=pure[0].ideal,
         drawn=drawn,
         pure={age: traces.drawn for age, traces in pure.items()},
-        floored={
-            age: floored(now.norms, now.mean_square, masses_of(s)) for age, s in old.items()
-        },
+        floored={age: floored(now.norms, now.mean_square, masses_of(s)) for age, s in old.items()},
         age=None if status is None else status["age"],
         law=law,
     )
