@@ -77,9 +77,7 @@ def repeated(fault: str, count: int, schedule: Schedule) -> Runs:
     return Runs(fault, tuple(outcomes), tuple(errors), happened, time.monotonic() - start)
 
 
-def apart(
-    losses: Sequence[float], controls: Sequence[float]
-) -> tuple[float, float]:
+def apart(losses: Sequence[float], controls: Sequence[float]) -> tuple[float, float]:
     """Difference of two means, and its standard error; nan with fewer than two of either."""
     difference = statistics.fmean(losses) - statistics.fmean(controls)
     if min(len(losses), len(controls)) < 2:
@@ -89,9 +87,7 @@ def apart(
     return difference, error
 
 
-def paired(
-    losses: Sequence[float | None], controls: Sequence[float | None]
-) -> tuple[float, float]:
+def paired(losses: Sequence[float | None], controls: Sequence[float | None]) -> tuple[float, float]:
     """Mean difference over the seeds that ended in both, and its standard error."""
     pairs = zip(losses, controls, strict=True)
     each = [a - b for a, b in pairs if a is not None and b is not None]
@@ -173,7 +169,9 @@ def main() -> None:
     losses = [uniform(seed, options.steps) for seed in range(options.runs)]
     difference, error = apart(losses, ended(control.losses) or [math.nan])
     mean = statistics.fmean(losses)
-    print(f"\nuniform, no scores at all: loss {mean:.4f}, difference {difference:+.4f} ± {error:.4f}")
+    print(
+        f"\nuniform, no scores at all: loss {mean:.4f}, difference {difference:+.4f} ± {error:.4f}"
+    )
     for runs in found:
         said = next((each.said[-1] for each in runs.outcomes if each and each.said), "nothing")
         print(f"{runs.fault}: {runs.seconds:.0f} s; said {said!r}", *runs.errors, sep="\n  ")

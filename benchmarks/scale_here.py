@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -59,7 +60,7 @@ def measure(repeats: int, table_size: int) -> Here:
     """An MLP 784-256-256-10, and a table of so many examples."""
     before = read_meters()
     torch.manual_seed(0)
-    first, second, last = (nn.Linear(*pair) for pair in zip(WIDTHS, WIDTHS[1:], strict=False))
+    first, second, last = (nn.Linear(*pair) for pair in pairwise(WIDTHS))
     model = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), last)
     inputs, targets = torch.randn(BLOCK, WIDTHS[0]), torch.randint(WIDTHS[-1], (BLOCK,))
     score = GradientNorm(check=False)

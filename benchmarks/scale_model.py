@@ -164,7 +164,7 @@ def settle(setting: Setting, costs: Costs) -> Pace:
 
 
 def service(setting: Setting, costs: Costs) -> float:
-    """Seconds that an owner has to do with one block: its table or its link, whichever is slower."""
+    """Seconds that an owner has to do with one block: its table or its link, the slower one."""
     return max(setting.block * costs.update, setting.block_bytes / setting.link)
 
 

@@ -165,7 +165,9 @@ def network(shape: tuple[int, ...], outputs: int, width: int, seed: int) -> nn.M
     layers: list[nn.Module] = [nn.Flatten()]
     for inputs, wanted, known in zip(sizes, sizes[1:], published, strict=False):
         layer = nn.utils.skip_init(nn.Linear, inputs, wanted)
-        nn.init.normal_(layer.weight, std=DEVIATION * math.sqrt(known / inputs), generator=generator)
+        nn.init.normal_(
+            layer.weight, std=DEVIATION * math.sqrt(known / inputs), generator=generator
+        )
         nn.init.zeros_(layer.bias)
         layers += [layer, nn.ReLU()]
     return nn.Sequential(*layers[:-1])
@@ -191,7 +193,7 @@ def look(model: nn.Module, loss_fn: Any, sample: Sample, score: GradientNorm) ->
     gradient = torch.autograd.grad(loss, list(model.parameters()))
     square = sum(float(part.double().square().sum()) for part in gradient)
     mean_square = mean_square_of_draws(norms, torch.ones_like(norms), square)
-    return Look(norms, mean_square, float(loss))
+    return Look(norms, mean_square, float(loss.detach()))
 
 
 def floored(norms: Tensor, mean_square: float, masses: Tensor) -> float:
@@ -225,9 +227,7 @@ def assess(run: Run, step: int, test_error: float, train: SiftedLoader) -> Check
         ideal=pure[0].ideal,
         drawn=drawn,
         pure={age: traces.drawn for age, traces in pure.items()},
-        floored={
-            age: floored(now.norms, now.mean_square, masses_of(s)) for age, s in old.items()
-        },
+        floored={age: floored(now.norms, now.mean_square, masses_of(s)) for age, s in old.items()},
         age=None if status is None else status["age"],
         law=law,
     )

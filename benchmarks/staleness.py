@@ -94,9 +94,7 @@ def plans(epoch: int, options: argparse.Namespace) -> list[Plan]:
     return [*cells, replace(base, sweeps=SLOWER)]
 
 
-def share(
-    checkpoints: Iterable[Checkpoint], traces: Mapping[int, float]
-) -> tuple[Estimate, int]:
+def share(checkpoints: Iterable[Checkpoint], traces: Mapping[int, float]) -> tuple[Estimate, int]:
     """The recovered share over those checkpoints that have a trace, and how many count."""
     found = RecoveredShare()
     for checkpoint in checkpoints:
@@ -161,7 +159,9 @@ def told(cells: Sequence[Cell]) -> str:
     lines.append("|---" * (3 + len(ages)) + "|")
     for cell in cells:
         for floor in (False, True):
-            found = [in_words(share(cell.checkpoints, aged(cell, age, floor=floor))) for age in ages]
+            found = [
+                in_words(share(cell.checkpoints, aged(cell, age, floor=floor))) for age in ages
+            ]
             kind = "λ = 0.2" if floor else "alone"
             lines.append(f"| {cell.plan.lr:g} | {cell.name} | {kind} | {' | '.join(found)} |")
     return "\n".join(lines)
@@ -169,9 +169,7 @@ def told(cells: Sequence[Cell]) -> str:
 
 def picture(cells: Sequence[Cell], path: Path) -> None:
     """Square roots of the traces against steps, ISSGD at the first rate, a panel per problem."""
-    chosen = [
-        cell for cell in cells if (cell.name, cell.plan.lr) == ("issgd", RATES[0])
-    ]
+    chosen = [cell for cell in cells if (cell.name, cell.plan.lr) == ("issgd", RATES[0])]
     figure = Figure(figsize=(4.6 * len(chosen), 3.6), layout="constrained")
     panels = figure.subplots(1, len(chosen), squeeze=False)[0]
     for axes, cell in zip(panels, chosen, strict=True):
@@ -219,10 +217,10 @@ def measure(name: str, problem: Problem, options: argparse.Namespace) -> list[Ce
 def main() -> None:
     parser = argparse.ArgumentParser(description="What the age of scores costs.")
     parser.add_argument("--data", nargs="+", default=["cifar10", "fashion-mnist"])
-    parser.add_argument("--examples", type=int, default=20_000, help="of the training set")
-    parser.add_argument("--steps", type=int, default=2400)
-    parser.add_argument("--width", type=int, default=256)
-    parser.add_argument("--sample", type=int, default=1500, help="whose gradients are looked at")
+    parser.add_argument("--examples", type=int, default=12_800, help="of the training set")
+    parser.add_argument("--steps", type=int, default=1600)
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--sample", type=int, default=1000, help="whose gradients are looked at")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="write everything to this JSON file")
     parser.add_argument("--picture", type=Path, help="draw the traces into this SVG file")

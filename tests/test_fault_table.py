@@ -146,7 +146,9 @@ def test_a_run_that_fails_is_counted_and_hides_no_other(bench, monkeypatch, caps
     assert found.happened == 2
     assert "no luck" in capsys.readouterr().err
     control = faults.repeated("none", 4, None)
-    assert faults.line(found, control).startswith("| worker killed | 3 of 4 | 2 | 1.1667 | +0.0000 ")
+    assert faults.line(found, control).startswith(
+        "| worker killed | 3 of 4 | 2 | 1.1667 | +0.0000 "
+    )
 
 
 def test_a_difference_of_more_than_three_errors_is_said(bench):

@@ -104,9 +104,7 @@ class Twin:
         setting, free = self.setting, {}
         if not setting.owners:
             return [math.ceil(sent / self.pace.step) * self.pace.step for _, _, sent in scorings]
-        each = max(
-            setting.block * self.costs.update, (48 + 4 * setting.block) / setting.link
-        )
+        each = max(setting.block * self.costs.update, (48 + 4 * setting.block) / setting.link)
         found = [0.0] * len(scorings)
         for place in sorted(range(len(scorings)), key=lambda k: scorings[k][2]):
             block, _, sent = scorings[place]

@@ -77,7 +77,7 @@ def test_a_look_is_the_loop_over_examples(bench):
         if k != m
     ]
     assert found.mean_square == pytest.approx(sum(pairs) / len(pairs), rel=1e-9)
-    assert found.loss == pytest.approx(float(LOSS(model(sample.inputs), sample.targets).mean()))
+    assert found.loss == pytest.approx(LOSS(model(sample.inputs), sample.targets).mean().item())
 
 
 def test_a_sample_has_every_example_once(bench):
@@ -200,7 +200,10 @@ def test_a_sweep_is_predicted_by_the_mean_of_the_law_over_its_ages(bench):
     staleness = bench("staleness")
     cell = staleness.Cell("toy", plan(bench, sweeps=0.5, every=3), 4, ())
     law = ([0, 100], [1.0, 0.0])
-    wanted = [1 - torch.log1p(torch.tensor(age + 1.0)) / torch.log(torch.tensor(101.0)) for age in range(8)]
+    wanted = [
+        1 - torch.log1p(torch.tensor(age + 1.0)) / torch.log(torch.tensor(101.0))
+        for age in range(8)
+    ]
     assert staleness.predicted(law, cell) == pytest.approx(float(sum(wanted)) / 8, rel=1e-5)
 
 
