@@ -50,13 +50,13 @@ from gradsift.parallel.server import ParameterServer as ParameterServer
 from gradsift.parallel.server import Snapshot as Snapshot
 from gradsift.parallel.service import Progress as Progress
 from gradsift.parallel.service import Service as Service
-from gradsift.parallel.tickets import MeasuredTickets as MeasuredTickets
-from gradsift.parallel.tickets import PlannedTickets as PlannedTickets
-from gradsift.parallel.tickets import Ticket as Ticket
 from gradsift.parallel.shared_table import AbstractSharedTable as AbstractSharedTable
 from gradsift.parallel.shared_table import PopulationTable as PopulationTable
 from gradsift.parallel.shared_table import SharedDraw as SharedDraw
 from gradsift.parallel.shared_table import SharedTable as SharedTable
+from gradsift.parallel.tickets import MeasuredTickets as MeasuredTickets
+from gradsift.parallel.tickets import PlannedTickets as PlannedTickets
+from gradsift.parallel.tickets import Ticket as Ticket
 from gradsift.parallel.verification import AbstractVerification as AbstractVerification
 from gradsift.parallel.verification import FixedVerification as FixedVerification
 from gradsift.parallel.verification import FreshVerification as FreshVerification

@@ -78,8 +78,9 @@ class Work:
             f"{workers.count} {kind} workers {draw}, delay {workers.delay_in_words()}, "
             f"compensation {workers.compensation}, {replays} replays"
         )
-        on = drawn is not None
-        return {"state": "on" if on else "off", "reason": reason, "opened_at_step": 1 if on else None}
+        if drawn is None:
+            return {"state": "off", "reason": reason, "opened_at_step": None}
+        return {"state": "on", "reason": reason, "opened_at_step": 1}
 
 
 @dataclass(frozen=True, eq=False)
