@@ -173,9 +173,7 @@ def check_engine_failure() -> str:
 
 def check_engine_parts() -> str:
     """No process has all parameters."""
-    train = gradsift.sift(
-        loader(), fully_shard(network()), LOSS, engine=gradsift.engines.inline()
-    )
+    train = gradsift.sift(loader(), fully_shard(network()), LOSS, engine=gradsift.engines.inline())
     return message_of(lambda: next(iter(train)))
 
 

@@ -209,26 +209,31 @@ def test_in_exact_mode_every_publication_is_a_point_of_its_own_version(tmp_path:
         assert point["examples"] == len(data)
 
 
-def test_evaluating_costs_seconds_and_counts_as_no_score(tmp_path: Path) -> None:
-    plain, _, none = sifted(tmp_path / "a", 50)
-    curved, _, points = sifted(tmp_path / "b", 50, evaluate={"held out": held_out})
+def test_evaluating_costs_seconds_and_counts_as_no_score(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odds, steps = 3, 45
+    monkeypatch.setattr("gradsift.engine.curves.EVERY", odds)
+    plain, _, none = sifted(tmp_path / "a", steps // 5)
+    curved, _, points = sifted(
+        tmp_path / "b", steps // 5, every=4, evaluate={"held out": held_out}
+    )
     assert none == []
     assert [point["set"] for point in points] == ["held out"]
-    assert points[0]["version"] < points[0]["newest"] <= 250
-    steps = 250
+    assert points[0]["version"] < points[0]["newest"] <= steps
     assert plain.examples_scored == steps * BLOCK
     slices = steps - curved.examples_scored // BLOCK
-    assert steps // (EVERY + 1) - 1 <= slices <= steps // EVERY
+    assert steps // (odds + 1) - 1 <= slices <= steps // odds
     evaluated = sum(len(slice_ids(21, place % SLICES)) for place in range(slices))
     expected = 0.25 * (curved.examples_scored + evaluated)
     assert curved.seconds["scoring"] == pytest.approx(expected)
 
 
 def test_parts_of_an_opening() -> None:
-    pair = (examples(), few())
+    pair = (examples(), HELD_OUT)
     assert {name: len(data) for name, data in open_sets(lambda: pair).items()} == {
         "train": N,
-        "test": 5,
+        "test": 21,
     }
     problem = from_datasets("toy", *pair)
     assert find_set(open_sets(lambda: problem), "test", None) is pair[1]

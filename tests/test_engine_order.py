@@ -57,9 +57,7 @@ def study(order: str, noise: Tensor, spread: float = 0.7) -> tuple[float, Counte
     data = TensorDataset(torch.arange(count).float().unsqueeze(1), torch.zeros(count).long())
     search = recipes["issgd"].search
     assert search is not None
-    asked = replace(
-        recipes["issgd"], score=planted, search=replace(search, constant=0.05, every=1)
-    )
+    asked = replace(recipes["issgd"], score=planted, search=replace(search, constant=0.05, every=1))
     train = gradsift.sift(
         DataLoader(data, 16, shuffle=True, generator=torch.Generator().manual_seed(1)),
         network,

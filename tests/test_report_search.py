@@ -53,7 +53,7 @@ def curve(
     return {**at, **point, "examples": 80}
 
 
-NOTHING = {key: None for key in ("age", "oldest", "behind", "seconds_old", "recovered")}
+NOTHING = dict.fromkeys(("age", "oldest", "behind", "seconds_old", "recovered"))
 LINES = [
     told(0, **NOTHING, variance_ratio=None, ideal_ratio=None),
     *(told(step) for step in (20, 40, 80)),
@@ -83,7 +83,9 @@ def test_the_figure_shows_ages_shares_and_curves() -> None:
     share = np.asarray(shares.lines[0].get_xydata())
     expected = [recovered(1.2 + step / 100, 2.0 + step / 50) for step in (20, 40, 80)]
     np.testing.assert_allclose(share[:, 1], expected)
-    assert ages.get_title(loc="left").startswith("issgd: age") or ages.get_title().startswith("issg")
+    assert ages.get_title(loc="left").startswith("issgd: age") or ages.get_title().startswith(
+        "issg"
+    )
 
 
 def test_the_share_of_a_run_is_a_ratio_of_sums() -> None:

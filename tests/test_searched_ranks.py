@@ -71,9 +71,7 @@ def run(
     )
     made = engines.inline(block=block, every=8)
     engine = made if rank == 0 else Mute(made.options)
-    train = gradsift.sift(
-        data, network, CROSS_ENTROPY, recipe=recipe, engine=engine, clock=clock
-    )
+    train = gradsift.sift(data, network, CROSS_ENTROPY, recipe=recipe, engine=engine, clock=clock)
     seen: list[tuple[Tensor, Tensor, bool]] = []
     while train.steps < STEPS:
         for batch in train:

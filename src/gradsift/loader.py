@@ -62,8 +62,8 @@ def sift(
         engine: where scores are searched for beside the training step, one of `gradsift.engines`:
             ``engines.local(dataset="module:callable", scorers=1)`` uses a spare core. It goes with
             ``recipe="issgd"``, which it makes the default. None: nowhere; a recipe that needs an
-            engine then scores in the training process itself. Of several ranks the first runs it for
-            all of them, with parameters that are whole on each. Ends with ``train.close()``, or with
+            engine then scores in the training process itself. Of several ranks the first runs it
+            for all, with parameters that are whole on each. Ends with ``train.close()``, or with
             the process.
         spend: what lower variance is spent on: "batch", a smaller batch of equal noise, in
             eighths of the loader's own, as far as steps get faster: the same steps in less time;

@@ -52,9 +52,7 @@ def inline(
         >>> inline(rate=2).state.listed()
         {'kind': 'inline', 'workers_lost': 0, 'restarts': 0}
     """
-    options = Options(
-        dataset, block, device, every, mode, order, evaluate or {}, error, precision
-    )
+    options = Options(dataset, block, device, every, mode, order, evaluate or {}, error, precision)
     return InlineEngine(options, rate, delay)
 
 
@@ -127,9 +125,7 @@ def local(
         >>> train.engine
         {'kind': 'local', 'workers_lost': 0, 'restarts': 0}
     """
-    options = Options(
-        dataset, block, device, every, mode, order, evaluate or {}, error, precision
-    )
+    options = Options(dataset, block, device, every, mode, order, evaluate or {}, error, precision)
     return LocalEngine(options, scorers, patience, starting)
 
 
@@ -179,7 +175,5 @@ def ray(
         Traceback (most recent call last):
         gradsift.errors.UsageError: an engine received blocks of 0 examples and a publication ...
     """
-    options = Options(
-        dataset, block, device, every, mode, order, evaluate or {}, error, precision
-    )
+    options = Options(dataset, block, device, every, mode, order, evaluate or {}, error, precision)
     return importlib.import_module(RAY).RayEngine(options, scorers, address, patience)

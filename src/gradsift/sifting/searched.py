@@ -71,9 +71,7 @@ class Searched(AbstractPolicy):
         super().join(ranks)
         self.proposal.share(ranks)
         setup, options, loader = self._setup, self.engine.options, self._source.loader
-        self._station.join(
-            ranks, self._model, lambda: task_of(setup, self._model, options, loader)
-        )
+        self._station.join(ranks, self._model, lambda: task_of(setup, self._model, options, loader))
 
     def begin(self, now: float) -> None:
         """Publishes the parameters as they are before the first step."""
