@@ -18,7 +18,7 @@ from gradsift.clock import AbstractClock, PausableClock, Seconds, WallClock
 from gradsift.data.problem import Problem
 from gradsift.errors import TrainingError
 from gradsift.monitors.log import AbstractLog, NullLog
-from gradsift.parallel.service import Progress, progress_of
+from gradsift.parallel.service import progress_of
 from gradsift.report.summary import Summary, versions, write_summary
 from gradsift.scores.untouched import random_states
 from gradsift.trainer.evaluation import Quality, count_examples, evaluate, subsample
@@ -117,10 +117,10 @@ class _Run:
     interruption: Interruption
     keep: Callable[[Keepable], None]
     spent: Seconds = field(default_factory=Seconds)
-    at: Progress = Progress(received=0, version=0, replays=0, evaluations=0, finite=True)
 
     def __post_init__(self) -> None:
         self.clock = PausableClock(self.inner)
+        self.at = progress_of(self.work.server, self.work.guide)
         self._due = 1 / EVALUATIONS
         problem, seed = self.work.problem, self.work.settings.seed
         self._followed = subsample(problem.train, SUBSAMPLE, seed)

@@ -5,7 +5,6 @@ A step of such a run is a batch that a worker computed; corrections come on top.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
