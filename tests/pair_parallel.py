@@ -56,7 +56,10 @@ def network() -> nn.Module:
 def batches(count: int = ROUNDS) -> list[list[Tensor]]:
     """For each round one batch per rank; of odd size, so that shares differ."""
     generator = torch.Generator().manual_seed(1)
-    return [[torch.randint(24, (SIZE,), generator=generator) for _ in range(RANKS)] for _ in range(count)]
+    return [
+        [torch.randint(24, (SIZE,), generator=generator) for _ in range(RANKS)]
+        for _ in range(count)
+    ]
 
 
 def guide(name: str, seed: int) -> AbstractGuide | None:

@@ -102,7 +102,9 @@ def test_a_run_on_ray_is_simulated_again_to_the_bit() -> None:
     """The measured order of arrivals in one process, and an order made before on real workers."""
     pytest.importorskip("ray")
     joined()
-    common = "--model mlp --batch-size 32 --budget 60steps --compensation dc-adaptive --clock virtual"
+    common = (
+        "--model mlp --batch-size 32 --budget 60steps --compensation gap --clock virtual"
+    )
     gasgd = f"--recipe gasgd --workers 2 {common}"
     real = train(f"{gasgd} --delay measured --backend ray --out real")
     assert real["engine"] == {"kind": "ray", "workers_lost": 0, "restarts": 0}

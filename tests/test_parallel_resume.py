@@ -105,9 +105,7 @@ def test_ctrl_c_is_no_end_and_the_command_line_goes_on(tmp_path, monkeypatch, ca
     monkeypatch.chdir(tmp_path)
     words = "--recipe gasgd --workers 2 --rho 4 --budget 24steps --clock virtual --model linear"
     assert entry.main(["train", *words.split(), "--out", "whole"]) == 0
-    kept = Keeping(
-        every=Budget("steps", 5), flags=read_flags(tmp_path, words, monkeypatch)
-    )
+    kept = Keeping(every=Budget("steps", 5), flags=read_flags(tmp_path, words, monkeypatch))
     assert kept.flags["recipe"] == "gasgd"
     assert kept.flags["workers"] == 2
     printed = capsys.readouterr()
@@ -119,7 +117,9 @@ def test_ctrl_c_is_no_end_and_the_command_line_goes_on(tmp_path, monkeypatch, ca
     )
     assert entry.main(["train", "--resume", "--out", "o", "--delay", "constant:5"]) == 2
     assert entry.main(["train", "--resume", "--out", "o"]) == 0
-    found, expected = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("o", "whole"))
+    found, expected = (
+        json.loads((tmp_path / name / "summary.json").read_text()) for name in ("o", "whole")
+    )
     assert found.pop("command") != expected.pop("command")
     assert found == expected
     assert not (tmp_path / "o" / FOLDER).exists()
@@ -225,7 +225,9 @@ def test_a_crew_of_processes_brings_its_results_home_and_goes_on(tmp_path):
 
 
 def test_a_crew_tells_what_was_lost():
-    crew, _, service = a_crew([(0, 0)] * 6 + [(crowd.DIE, 0)] + [(0, 0)] * 5 + [(crowd.SERVER_BEFORE, 0)])
+    crew, _, service = a_crew(
+        [(0, 0)] * 6 + [(crowd.DIE, 0)] + [(0, 0)] * 5 + [(crowd.SERVER_BEFORE, 0)]
+    )
     told = []
     while crew.advance().received < 20:
         told += crew.news()
@@ -264,7 +266,10 @@ def test_real_workers_get_what_the_trainer_has(monkeypatch):
     assert [w.tolist() for w in service.weights(0)] == [w.tolist() for w in weights]
     gradients = made["objective"]().gradient(weights, ids)
     model = work.model
-    x, y = (torch.stack([torch.as_tensor(toy().train[k][part]) for k in ids.tolist()]) for part in (0, 1))
+    x, y = (
+        torch.stack([torch.as_tensor(toy().train[k][part]) for k in ids.tolist()])
+        for part in (0, 1)
+    )
     torch.nn.functional.cross_entropy(model(x), y).backward()
     for mine, parameter in zip(gradients, model.parameters(), strict=True):
         torch.testing.assert_close(mine, parameter.grad)

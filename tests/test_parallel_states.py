@@ -70,6 +70,8 @@ def begin(name, seed):
 
 def play(name, server, guide, updates):
     """Those updates of one run, whose batches and arrivals are the same in every call."""
+    if not updates:
+        return
     data = batches(48)
     if "round" in name:
         rounds = ssgd(server, lines(), 4, data[4 * updates.start : 4 * updates.stop], guide)

@@ -59,9 +59,7 @@ class AbstractActors(ABC):
         """
 
     @abstractmethod
-    def apply(
-        self, ticket: Ticket, gradients: Any, batch: Tensor, rate: float | None
-    ) -> Progress:
+    def apply(self, ticket: Ticket, gradients: Any, batch: Tensor, rate: float | None) -> Progress:
         """Applies what was heard; see `Service.apply`.
 
         Raises:

@@ -118,9 +118,7 @@ class RayActors(AbstractActors):
         self._server = start_actor(ServerActor, self._make_service, ours=self._ours)
         return self._answered(self._server.open.options(num_returns=2).remote(dict(state)))
 
-    def apply(
-        self, ticket: Ticket, gradients: Any, batch: Tensor, rate: float | None
-    ) -> Progress:
+    def apply(self, ticket: Ticket, gradients: Any, batch: Tensor, rate: float | None) -> Progress:
         """Waits until it is done."""
         call = self._server.apply.options(num_returns=2)
         return self._answered(call.remote(ticket, gradients, batch, rate))

@@ -33,9 +33,7 @@ def check_backend(
         gradsift.errors.UsageError: backend 'ray' received, but 'ssgd' is synchronous: use ...
     """
     if backend not in BACKENDS:
-        raise UsageError(
-            f"backend {backend!r} is unknown: choose {' or '.join(BACKENDS)}"
-        )
+        raise UsageError(f"backend {backend!r} is unknown: choose {' or '.join(BACKENDS)}")
     if backend == "ray" and synchronous:
         raise UsageError(
             f"backend 'ray' received, but {recipe!r} is synchronous: use simulate, or "

@@ -21,7 +21,7 @@ from gradsift.errors import TrainingError
 from gradsift.fitting import recalibrate_batch_norm
 from gradsift.monitors.log import AbstractLog, NullLog
 from gradsift.parallel import TailAverage
-from gradsift.parallel.service import Progress, progress_of
+from gradsift.parallel.service import progress_of
 from gradsift.report.summary import Summary, versions, write_summary
 from gradsift.scores.untouched import random_states
 from gradsift.trainer.evaluation import (
@@ -125,11 +125,11 @@ class _Run:
     interruption: Interruption
     keep: Callable[[Keepable], None]
     spent: Seconds = field(default_factory=Seconds)
-    at: Progress = Progress(received=0, version=0, replays=0, evaluations=0, finite=True)
     average: TailAverage = field(default_factory=TailAverage)
 
     def __post_init__(self) -> None:
         self.clock = PausableClock(self.inner)
+        self.at = progress_of(self.work.server, self.work.guide)
         self._due = next_evaluation(0.0)
         problem, seed = self.work.problem, self.work.settings.seed
         self._followed, self._followed_test = followed(problem, seed)
