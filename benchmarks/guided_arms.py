@@ -156,12 +156,14 @@ class Result:
     Attributes:
         loss: final test loss of every run.
         accuracy: final test accuracy of every run, in percent.
-        drawn: what was measured of draws from a table; None for shuffled batches.
+        gain: second moment of uniform draws over that of the draws made; None where shuffled.
+        age: of the scores that draws used, in updates; None where shuffled.
     """
 
     loss: Tensor
     accuracy: Tensor
-    drawn: DrawnBatches | None = None
+    gain: float | None = None
+    age: float | None = None
 
 
 def simulate(runs: Runs, arm: Arm, delay: int, lr: float, updates: int, seed: int) -> Result:
@@ -189,7 +191,8 @@ def simulate(runs: Runs, arm: Arm, delay: int, lr: float, updates: int, seed: in
             done |= ready
             if bool(done.all()):
                 break
-    return Result(runs.test_loss(ended), runs.accuracy(ended), drawn)
+    measured = (None, None) if drawn is None else (drawn.gain, drawn.mean_age)
+    return Result(runs.test_loss(ended), runs.accuracy(ended), *measured)
 
 
 def drawn_of(runs: Runs, arm: Arm, size: int, seed: int) -> DrawnBatches | None:

@@ -1,6 +1,6 @@
 """The figures of ``docs/results/guided.md``, from the numbers that the studies wrote.
 
-    python benchmarks/guided_figures.py --numbers docs/results/guided --to docs/images
+python benchmarks/guided_figures.py --numbers docs/results/guided --to docs/images
 """
 
 import argparse

@@ -132,9 +132,7 @@ class Training:
                 break
         if average.count:
             with torch.no_grad():
-                for parameter, mean in zip(
-                    self.model.parameters(), average.weights, strict=True
-                ):
+                for parameter, mean in zip(self.model.parameters(), average.weights, strict=True):
                     parameter.copy_(mean)
         return judged(self.model, self.images)
 

@@ -20,7 +20,6 @@ from itertools import product
 
 import torch
 
-from guided_arms import Result
 from guided_problem import TABLES
 from guided_statistics import pooled, share_of_gap
 from guided_table import RATES, Study, begin, flags
@@ -33,26 +32,24 @@ TRIPLES = (
 """Compensation; shuffled batches, uniform draws and draws by score with it."""
 
 
+HEAD = """
+| rule | rate | delay | table / uniform draws | uniform draws / shuffled | moments | age of scores |
+|---|---|---|---|---|---|---|"""
+
+
 def ratios(study: Study, drawn: str, control: str, delay: int, rate: str) -> dict[str, float]:
     """Table over control, with what was measured of the draws."""
-    found = pooled(study.losses(drawn, delay, rate), study.losses(control, delay, rate))
+    ratio = pooled(study.losses(drawn, delay, rate), study.losses(control, delay, rate))
     results = [study.results[name, drawn, delay, rate] for name in TABLES]
-    gains, ages = zip(*map(measured, results), strict=True)
+    gains = [found.gain for found in results if found.gain is not None]
+    ages = [found.age for found in results if found.age is not None]
     return {
-        "ratio": found.mean,
-        "low": found.low,
-        "high": found.high,
+        "ratio": ratio.mean,
+        "low": ratio.low,
+        "high": ratio.high,
         "gain": sum(gains) / len(gains),
         "age": sum(ages) / len(ages),
-        "unseen": sum(result.drawn.unseen for result in results if result.drawn) / len(results),
     }
-
-
-def measured(result: Result) -> tuple[float, float]:
-    """The ratio of second moments and the mean age of scores."""
-    if result.drawn is None:
-        raise ValueError("the arm draws from no table")
-    return result.drawn.gain, result.drawn.mean_age
 
 
 def offset(study: Study, rate: str, delay: int) -> None:
@@ -69,26 +66,25 @@ def main() -> None:
     """Runs everything and prints it."""
     given = flags("Importance sampling inside delayed workers.").parse_args()
     torch.set_num_threads(1)
-    study = begin(given.data)
+    study = begin(given)
     rows: list[dict[str, object]] = []
-    print("\n| rate | rule | delay | table / uniform draws | uniform draws / shuffled | moments | "
-          "age of scores |\n|---|---|---|---|---|---|---|")
-    for rate, delay, (rule, *arms) in product(RATES, DELAYS, TRIPLES):
+    print(HEAD)
+    for (rule, *arms), rate, delay in product(TRIPLES, RATES, DELAYS):
         study.simulate(delay, arms, [rate])
         shuffled, control, drawn = arms
         found = ratios(study, drawn, control, delay, rate)
         against = pooled(study.losses(control, delay, rate), study.losses(shuffled, delay, rate))
         print(
-            f"| {rate} | {rule} | {delay} | {found['ratio']:.3f} [{found['low']:.3f}, "
+            f"| {rule} | {rate} | {delay} | {found['ratio']:.3f} [{found['low']:.3f}, "
             f"{found['high']:.3f}] | {against} | {found['gain']:.2f} | {found['age']:.0f} |",
             flush=True,
         )
-        rows.append({"rate": rate, "rule": rule, "delay": delay, **found})
+        rows.append({"rule": rule, "rate": rate, "delay": delay, **found})
+        if given.out is not None:
+            given.out.write_text(json.dumps(rows, indent=0) + "\n", encoding="utf-8")
     print()
     for rate, delay in product(RATES, DELAYS[1:]):
         offset(study, rate, delay)
-    if given.out is not None:
-        given.out.write_text(json.dumps(rows, indent=0) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import argparse
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 
@@ -59,11 +59,24 @@ def tuned_rate(folder: Path, name: str) -> float:
 
 @dataclass(frozen=True)
 class Study:
-    """The splits and learning rates of every table, and the results so far."""
+    """The splits and learning rates of every table, and the results so far.
+
+    Attributes:
+        runs: splits by table.
+        rates: learning rates by table and word.
+        kept: file for the results, to go on with after an interruption; None keeps none.
+        results: by table, arm, delay and rate.
+    """
 
     runs: dict[str, Runs]
     rates: dict[str, dict[str, float]]
-    results: dict[Key, Result]
+    kept: Path | None = None
+    results: dict[Key, Result] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.kept is not None and self.kept.exists():
+            found = torch.load(self.kept, weights_only=True)
+            self.results.update((key, Result(*values)) for key, values in found.items())
 
     def simulate(
         self, delay: int, arms: Iterable[str] = SHOWN, rates: Iterable[str] = RATES
@@ -74,6 +87,16 @@ class Study:
                 name, arm, _, rate = key
                 lr = self.rates[name][rate]
                 self.results[key] = simulate(self.runs[name], ALL[arm], delay, lr, UPDATES, 1000)
+                self.keep()
+
+    def keep(self) -> None:
+        """Writes all results."""
+        if self.kept is not None:
+            values = {
+                key: (found.loss, found.accuracy, found.gain, found.age)
+                for key, found in self.results.items()
+            }
+            torch.save(values, self.kept)
 
     def losses(self, arm: str, delay: int, rate: str) -> list:
         """Final test losses by table, each an array over splits."""
@@ -101,19 +124,34 @@ class Study:
         ]
 
 
-def begin(folder: Path, seed: int = 0, count: int = RUNS) -> Study:
-    """Tunes the rates and prepares the splits."""
-    tuned = {name: tuned_rate(folder, name) for name in TABLES}
-    print("tuned learning rates:", ", ".join(f"{name} {lr:g}" for name, lr in tuned.items()))
+def begin(given: argparse.Namespace, seed: int = 0, count: int = RUNS) -> Study:
+    """Tunes the rates, unless an earlier program has, and prepares the splits."""
+    if given.tuned is not None and given.tuned.exists():
+        tuned = json.loads(given.tuned.read_text(encoding="utf-8"))
+    else:
+        tuned = {name: tuned_rate(given.data, name) for name in TABLES}
+    if given.tuned is not None:
+        given.tuned.write_text(json.dumps(tuned) + "\n", encoding="utf-8")
+    words = ", ".join(f"{name} {lr:g}" for name, lr in tuned.items())
+    print(f"tuned learning rates: {words}", flush=True)
     rates = {name: {"tuned": lr, "scaled": SCALE * lr} for name, lr in tuned.items()}
-    return Study({name: runs_of(folder, name, seed, count) for name in TABLES}, rates, {})
+    runs = {name: runs_of(given.data, name, seed, count) for name in TABLES}
+    return Study(runs, rates, given.keep)
 
 
 def primary(study: Study, default: str) -> None:
     """The primary family: the default against three arms on every table."""
     found = [
-        (name, other, paired(*(study.results[name, arm, DELAY, "scaled"].loss.numpy()
-                               for arm in (default, other))))
+        (
+            name,
+            other,
+            paired(
+                *(
+                    study.results[name, arm, DELAY, "scaled"].loss.numpy()
+                    for arm in (default, other)
+                )
+            ),
+        )
         for name, other in product(TABLES, AGAINST)
     ]
     chances = holm([ratio.chance for _, _, ratio in found])
@@ -166,6 +204,8 @@ def flags(description: str) -> argparse.ArgumentParser:
     place = Path(os.environ.get("GRADSIFT_DATA", ".")) / "uci"
     parser.add_argument("--data", type=Path, default=place, help="folder with the seven tables")
     parser.add_argument("--out", type=Path, help="file for the numbers, as JSON")
+    parser.add_argument("--tuned", type=Path, help="file for the tuned rates, read if it is there")
+    parser.add_argument("--keep", type=Path, help="file for results so far, to go on with")
     return parser
 
 
@@ -175,7 +215,7 @@ def main() -> None:
     parser.add_argument("--delays", type=int, nargs="+", default=[DELAY, 0, 31])
     given = parser.parse_args()
     torch.set_num_threads(1)
-    study = begin(given.data)
+    study = begin(given)
     for delay in given.delays:
         study.simulate(delay)
         if delay == DELAY:

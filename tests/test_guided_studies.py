@@ -61,19 +61,27 @@ def test_the_table_and_its_figure(bench, tiny, monkeypatch, capsys):
     assert not (tiny / "guided-margin.svg").exists()
 
 
-def test_the_default_is_tried_and_confirmed_on_splits_of_their_own(
-    bench, tiny, monkeypatch, capsys
-):
-    default, arms = bench("guided_default"), bench("guided_arms")
+def test_the_default_is_tried_on_splits_of_its_own(bench, tiny, monkeypatch, capsys):
+    default = bench("guided_default")
     trial = set(range(default.TRIAL, default.TRIAL + default.TRIAL_SPLITS))
     fresh = set(range(default.NEW, default.NEW + default.NEW_SPLITS))
     looked_at = trial | set(range(30)) | set(range(10_000, 10_010))
     assert not fresh & looked_at
     monkeypatch.setattr(default, "TRIAL_SPLITS", 4)
-    monkeypatch.setattr(default, "NEW_SPLITS", 5)
-    run(monkeypatch, default, "trial", "--data", tiny)
+    words = ("--data", tiny, "--tuned", tiny / "tuned", "--keep", tiny / "kept")
+    run(monkeypatch, default, "trial", *words)
     printed = capsys.readouterr().out
     assert all(f"| {arm} |" in printed for arm in default.CANDIDATES)
+    monkeypatch.setattr(bench("guided_table"), "tuned_rate", None)
+    monkeypatch.setattr(bench("guided_table"), "simulate", None)
+    run(monkeypatch, default, "trial", *words)
+    assert capsys.readouterr().out == printed
+    assert set(json.loads((tiny / "tuned").read_text())) == {"clear", "noisy"}
+
+
+def test_the_default_is_confirmed_on_new_splits(bench, tiny, monkeypatch, capsys):
+    default, arms = bench("guided_default"), bench("guided_arms")
+    monkeypatch.setattr(default, "NEW_SPLITS", 5)
     run(monkeypatch, default, "confirm", "--data", tiny, "--out", tiny / "default.json")
     printed = capsys.readouterr().out
     assert printed.count("| against |") == 1

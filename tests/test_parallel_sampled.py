@@ -1,4 +1,4 @@
-"""Importance sampling inside the workers: beside a loop, and unbiased by enumeration of all draws."""
+"""Importance sampling inside the workers: beside a loop, and unbiased over all draws."""
 
 import io
 import itertools
@@ -163,7 +163,10 @@ def ended(table, arrivals, objective, held):
 def mean_of_all_paths(monkeypatch, arrivals, wrap):
     """Every outcome of every draw, weighted by its chance: an exact expectation of the end."""
     mean, total = torch.zeros(4, dtype=torch.float64), 0.0
+    impossible = set()
     for script in SCRIPTS:
+        if any(script[:drawn] in impossible for drawn in range(1, UPDATES + 1)):
+            continue
         table, turns, chances = ScoreTable(COUNT), iter(script), []
 
         def rand(size, *, table=table, turns=turns, chances=chances, **_):
@@ -179,6 +182,7 @@ def mean_of_all_paths(monkeypatch, arrivals, wrap):
                 patched.setattr(torch, "rand", rand)
                 held = ended(wrap(table), arrivals, three_lines(), start())
         except ImpossibleError:
+            impossible.add(script[: len(chances) // SIZE + 1])
             continue
         assert len(chances) == SIZE * UPDATES
         mean, total = mean + math.prod(chances) * flat(held), total + math.prod(chances)

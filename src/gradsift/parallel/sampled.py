@@ -10,7 +10,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, final
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -38,6 +37,7 @@ class DrawnBatches:
         unseen: how many of them had no score yet.
 
     Example:
+        >>> import torch
         >>> from gradsift.parallel.shared_table import SharedTable
         >>> from gradsift.sampling.table import ScoreTable
         >>> batches = DrawnBatches(SharedTable(ScoreTable(2)), size=2)
@@ -106,9 +106,7 @@ class DrawnBatches:
             )
         return self._pending.pop(ticket)
 
-    def deliver(
-        self, drawn: SharedDraw, scores: Float[Tensor, "*runs size"], version: int
-    ) -> None:
+    def deliver(self, drawn: SharedDraw, scores: Float[Tensor, "*runs size"], version: int) -> None:
         """The scores of a batch arrive, computed at the weights of ``version``."""
         squares = scores.double().square()
         self._moments[0] += float((drawn.weights * squares).sum())
@@ -162,6 +160,7 @@ def sampled_asgd(
         UsageError: when an arrival's worker reads weights that are not there yet.
 
     Example:
+        >>> import torch
         >>> from gradsift.parallel.shared_table import SharedTable
         >>> from gradsift.sampling.table import ScoreTable
         >>> w = torch.zeros(1, dtype=torch.float64, requires_grad=True)

@@ -48,9 +48,7 @@ class AbstractSharedTable(ABC):
         """Takes the scores of a drawn batch in; an older version never replaces a newer one."""
 
     @abstractmethod
-    def ages(
-        self, batch: Int64[Tensor, "*runs size"], version: int
-    ) -> Int64[Tensor, "*runs size"]:
+    def ages(self, batch: Int64[Tensor, "*runs size"], version: int) -> Int64[Tensor, "*runs size"]:
         """Updates since each example's score was computed; −1 for examples without one."""
 
     @abstractmethod
