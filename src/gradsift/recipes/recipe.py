@@ -144,9 +144,8 @@ def _check_predictors(recipe: Recipe) -> None:
             f"a forecast received with the draw {recipe.draw!r}, expected Stratified(): forecasts "
             "are drawn from by it alone"
         )
-    if (resampling is None) == (source == "predicted") or (
-        resampling is not None and source not in ("predicted", "pool")
-    ):
+    needed, allowed = source == "predicted", source in ("predicted", "pool")
+    if (needed and resampling is None) or (resampling is not None and not allowed):
         raise UsageError(
             f"recipe source {source!r} received resampling={resampling!r}: 'predicted' needs a "
             "Resampling, 'pool' may have one, and no other does"
