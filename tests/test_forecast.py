@@ -98,7 +98,8 @@ def test_the_judgement_is_right() -> None:
     squares = torch.where(torch.arange(N) % 4 == 0, 16.0, 0.25).double() * 2  # E of exp. squares
     everyone = torch.arange(N)
     last = float((squares / (N * memory.table.probabilities(everyone))).mean())
-    best = float((squares / forecast_of(memory).table.masses(everyone.numpy())).mean())
+    masses = torch.from_numpy(forecast_of(memory).table.masses(everyone.numpy()))
+    best = float((squares / masses).mean())
     assert best < 0.95 * last
     ideal = float(squares.sqrt().mean()) ** 2
     assert ideal <= best < 1.3 * ideal

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from gradsift.errors import UsageError
 from gradsift.monitors.averages import RatioAverage
-from gradsift.predictor.duel import ENOUGH, PARTS, Duel
+from gradsift.predictor.duel import ENOUGH, LEAD, PARTS, Duel
 from gradsift.predictor.fit import Rows, fit, log_price
 from gradsift.predictor.known import BEND, COLUMNS, FLOOR, MEMORY, Known
 from gradsift.sampling.table import ScoreTable
@@ -157,6 +157,13 @@ def test_the_challenger_wins_when_it_is_certain_and_stays_while_it_is_cheaper() 
     assert late.difference.value > 0
     assert not late.wins
     assert "left aside" in str(late)
+
+
+@pytest.mark.parametrize(("share", "wins"), [(0.9, False), (1.1, True)])
+def test_a_lead_must_be_worth_it(share: float, wins: bool) -> None:
+    """Known for certain, as every batch is the same: just below the lead, and just above."""
+    g = np.outer(np.ones(ENOUGH + 2), np.ones(4))
+    assert duel_of(g, np.full(4, 1 / (1 - share * LEAD))).wins == wins
 
 
 def test_a_challenger_that_is_no_better_never_wins() -> None:

@@ -175,7 +175,7 @@ def test_it_is_the_published_predictor(log_scale: bool) -> None:
 
 def test_it_learns_what_can_be_known() -> None:
     """Losses that differ by example and hardly in time: far better than the mean of all."""
-    predictor = taught(Prediction(lr=0.01), steps=400)
+    predictor = taught(Prediction(lr=0.01), steps=150)
     everyone = torch.arange(EXAMPLES)
     truth = (0.2 + everyone / 4) * 1.05
     off = (predictor.predict(everyone) - truth).abs().mean()

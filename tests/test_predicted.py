@@ -47,6 +47,7 @@ class Run:
         self.model = nn.Linear(4, 3)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.2)
         self.train = gradsift.sift(loader(), self.model, LOSS, recipe=recipe)
+        self._going = self.steps()
 
     def steps(self) -> Iterator[Any]:
         while True:
@@ -58,8 +59,7 @@ class Run:
                 yield batch
 
     def take(self, count: int) -> list[Any]:
-        steps = self.steps()
-        return [next(steps) for _ in range(count)]
+        return [next(self._going) for _ in range(count)]
 
     @property
     def policy(self) -> Predicted:
@@ -107,10 +107,10 @@ def test_the_predictor_learns_the_losses_of_each_step_in_order() -> None:
         learn(ids, losses, labels)
 
     run.policy.predictor.learn = remember  # pyright: ignore[reportAttributeAccessIssue]
-    batches, steps = [], run.steps()
+    batches = []
     for _ in range(8):
         before = [value.detach().clone() for value in run.model.parameters()]
-        batch = next(steps)
+        (batch,) = run.take(1)
         batches.append((batch, before))
     run.train.settle()
     assert len(seen) == 8

@@ -12,6 +12,9 @@ from gradsift.monitors.averages import Estimate, RatioAverage
 ENOUGH = 6
 """Batches before the challenger may win."""
 
+LEAD = 0.01
+"""Share of the holder's price by which the challenger must be cheaper: less does not pay for it."""
+
 PARTS = 8
 """Groups of examples by forecast, over which the calibration is looked at."""
 
@@ -21,8 +24,8 @@ class Duel:
 
     Both proposals were made before the batch was scored, so the price of each is unbiased whatever
     the batch was drawn by. Their difference is known far better than either, as both prices rise
-    and fall with the same examples. The challenger takes over once it is certainly cheaper, by two
-    standard errors of the difference, and stays while it is cheaper.
+    and fall with the same examples. The challenger takes over once it is cheaper by `LEAD`, and
+    certainly cheaper, by two standard errors of the difference; it stays while it is cheaper.
 
     Args:
         momentum: of the running means over batches.
@@ -83,7 +86,8 @@ class Duel:
         prices = float((squares / holder).sum()), float((squares / challenger).sum())
         tops = np.array([*prices, prices[1] - prices[0]])
         self._average.add(tops, float(squares.sum()))
-        certain = self.batches >= ENOUGH and self.difference.upper < 0
+        leads = self.difference.value < -LEAD * float(self._average.value[0])
+        certain = self.batches >= ENOUGH and leads and self.difference.upper < 0
         self.wins = certain or (self.wins and self.difference.value < 0)
 
     def calibrate(

@@ -29,7 +29,7 @@ RIDGE = 0.03
 """How strongly coefficients are held at those of the table's own proposal."""
 
 LIMIT = 10.0
-"""Forecasts are between e^−10 and e^10 of the level of all scores."""
+"""Forecasts are between exp(-10) and exp(10) of the level of all scores."""
 
 LARGEST_RELATIVE = 1e30
 """Scores beyond it, relative to the level, count as it: their squares stay finite."""

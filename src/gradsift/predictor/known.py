@@ -39,9 +39,9 @@ class Known:
     as in a `ScoreTable`, and enter as logarithms: the ``last`` one, its ``change`` from the one
     before, the ``smoothed`` one of the table, and how far that is below `BEND` (``low``), where
     another slope may hold. All are zero for examples that were never scored, and so is ``seen``.
-    ``age`` is ``log(1 + a)`` with the steps ``a`` since the last score in units of a pass, ``class``
-    the logarithm of the root mean square of recent scores of the class. Frozen features are
-    standardised.
+    ``age`` is ``log(1 + a)`` with the steps ``a`` since the last score in units of a pass, and
+    ``class`` the logarithm of the root mean square of recent scores of the class. Frozen features
+    are standardised.
 
     Memory: 12 bytes per example, and 4 for each frozen feature.
 

@@ -1,7 +1,7 @@
 """A small recurrent network that predicts every example's loss from its last losses."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
 
@@ -98,10 +98,11 @@ class LossPredictor:
     Example:
         >>> predictor = LossPredictor(8, Prediction(lr=0.02), seed=0)
         >>> ids, losses = torch.arange(8), torch.tensor([0.1, 2.0] * 4)
-        >>> for _ in range(150):
+        >>> for _ in range(25):
         ...     predictor.learn(ids, losses, labels=ids % 2)
-        >>> [round(loss, 1) for loss in predictor.predict(ids[:2]).tolist()]
-        [0.1, 2.0]
+        >>> easy, hard = predictor.predict(ids[:2]).tolist()
+        >>> easy < 1 < hard
+        True
     """
 
     def __init__(self, examples: int, prediction: Prediction, seed: int) -> None:
@@ -203,7 +204,8 @@ class LossPredictor:
             loss = (predicted - targets).square().mean()
             self._optimizer.zero_grad()
             loss.backward()
-            self._optimizer.step()
+            with torch.device("cpu"):  # a step count is made where the default device is
+                self._optimizer.step()
 
     def _read_anew(self, ids: np.ndarray) -> None:
         count = self._prediction.refresh
@@ -226,9 +228,5 @@ class LossPredictor:
 @contextmanager
 def _apart(*, learning: bool) -> Iterator[None]:
     """Whatever surrounds a user's loop does not concern the predictor's own arithmetic."""
-    with (
-        torch.device("cpu") if learning else nullcontext(),
-        torch.set_grad_enabled(learning),
-        torch.autocast("cpu", enabled=False),
-    ):
+    with torch.set_grad_enabled(learning), torch.autocast("cpu", enabled=False):
         yield

@@ -36,7 +36,7 @@ class ProposedTable:
         >>> table.masses(np.array([0, 3])).tolist()
         [0.5, 2.0]
         >>> drawn = table.draw(4, torch.Generator().manual_seed(0))
-        >>> [round(w * m, 6) for w, m in zip(drawn.weights, table.masses(drawn.positions.numpy()))]
+        >>> (drawn.weights.numpy() * table.masses(drawn.positions.numpy())).round(6).tolist()
         [1.0, 1.0, 1.0, 1.0]
     """
 

@@ -188,5 +188,3 @@ class Resampler:
         """Goes on from another resampler of the same kind."""
         self._level, self._top = state["level"], state["top"]
         self._bottom, self._surveyed = state["bottom"], state["surveyed"]
-
-
