@@ -45,7 +45,7 @@ class Slow:
         return objective
 
 
-def make_parts(memory=LONGEST, guided=True):
+def make_parts(memory=LONGEST):
     """A server whose every rule has a state of its own: momentum, compensation by worker, guide."""
     parameters = start()
     server = ParameterServer(
@@ -54,7 +54,7 @@ def make_parts(memory=LONGEST, guided=True):
         compensation=AdaptiveDelayCompensated(0.5),
         memory=memory,
     )
-    guide = WindowGuide(FixedVerification(torch.tensor([1, 5, 7])), rho=4) if guided else None
+    guide = WindowGuide(FixedVerification(torch.tensor([1, 5, 7])), rho=4)
     return server, guide
 
 

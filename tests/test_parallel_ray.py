@@ -16,7 +16,7 @@ from gradsift.cli.entry import main
 from gradsift.errors import TrainingError
 from gradsift.parallel import Coordinator, MeasuredTickets, ray_actors, read_arrivals
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 
 @pytest.fixture(autouse=True)
@@ -102,9 +102,7 @@ def test_a_run_on_ray_is_simulated_again_to_the_bit() -> None:
     """The measured order of arrivals in one process, and an order made before on real workers."""
     pytest.importorskip("ray")
     joined()
-    common = (
-        "--model mlp --batch-size 32 --budget 60steps --compensation gap --clock virtual"
-    )
+    common = "--model mlp --batch-size 32 --budget 60steps --compensation gap --clock virtual"
     gasgd = f"--recipe gasgd --workers 2 {common}"
     real = train(f"{gasgd} --delay measured --backend ray --out real")
     assert real["engine"] == {"kind": "ray", "workers_lost": 0, "restarts": 0}

@@ -2,6 +2,7 @@
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -201,7 +202,8 @@ def test_who_cannot_start_or_is_always_lost_stops_the_run():
 
     with pytest.raises(TrainingError, match="an update was lost or made twice"):
         list(begin(Doubling(), MeasuredTickets(TOTAL, LONGEST)).run())
-    for changes in ({"every": 0}, {"patience": 0.0}, {"workers": 0}):
+    refused: tuple[dict[str, Any], ...] = ({"every": 0}, {"patience": 0.0}, {"workers": 0})
+    for changes in refused:
         with pytest.raises(UsageError, match="expected at least 1, 1"):
             begin(Crowd(), MeasuredTickets(TOTAL, LONGEST), **changes)
 

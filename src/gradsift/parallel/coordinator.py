@@ -24,9 +24,6 @@ from gradsift.parallel.tickets import AbstractTickets, Ticket
 WAIT = 0.1
 """Seconds that the loop listens before it looks at its clocks again."""
 
-STARTING = 60.0
-"""Seconds that a worker may take until it is ready."""
-
 TRIES = 5
 """Losses in a row, of every worker or of the server, after which training cannot go on."""
 
@@ -61,6 +58,7 @@ class Coordinator:
         rate: the learning rate of update k, from 0; None leaves the optimiser's.
         every: updates between two states of the server that are kept.
         patience: seconds that one gradient may take before its worker is given up.
+        starting: seconds that a worker may take until it is ready: it reads the data first.
         clock: monotonic seconds.
 
     Attributes:
@@ -94,6 +92,7 @@ class Coordinator:
         rate: Callable[[int], float] | None = None,
         every: int = 100,
         patience: float = 60.0,
+        starting: float = 300.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if workers < 1 or every < 1 or not patience > 0:
@@ -112,6 +111,7 @@ class Coordinator:
         self._rate = rate
         self._every = every
         self._patience = patience
+        self._starting = starting
         self._clock = clock
         self._posts = [_Post(number) for number in range(workers)]
         self._held: dict[int, Any] = {}
@@ -259,6 +259,6 @@ class Coordinator:
             if post.at is _At.AWAY and now >= post.since:
                 self._hire(post)
                 self.restarts += 1
-            limit = {_At.STARTING: STARTING, _At.BUSY: self._patience}.get(post.at)
+            limit = {_At.STARTING: self._starting, _At.BUSY: self._patience}.get(post.at)
             if limit is not None and now - post.since > limit:
                 self._lose(post, f"was silent for {now - post.since:.0f} s")
