@@ -7,7 +7,7 @@ replays included, so an arm that replays sees fewer new batches. Delays are cons
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain, repeat
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -17,13 +17,13 @@ from gradsift.parallel import (
     AbstractCompensation,
     AbstractGuide,
     AbstractSelector,
+    AbstractVerification,
     AdaptiveDelayCompensated,
     Alignment,
     ConstantDelay,
     DelayCompensated,
     DrawnBatches,
     Easiest,
-    FreshVerification,
     GapAware,
     Hardest,
     LearningRateByAge,
@@ -46,13 +46,13 @@ RHO = 10
 SETS = 4
 """A fresh draw for verification is as large as four batches, as in the author's CNN code."""
 
-GuideMaker = Callable[[Tensor, int, int], AbstractGuide | None]
-"""From the training ids of every run, the batch size and a seed."""
+GuideMaker = Callable[[AbstractVerification, int], AbstractGuide | None]
+"""From what tells whether training goes well, and a seed."""
 
 
-def unguided(ids: Tensor, size: int, seed: int) -> None:
+def unguided(verification: AbstractVerification, seed: int) -> None:
     """Nobody replays."""
-    del ids, size, seed
+    del verification, seed
 
 
 def always(selector: AbstractSelector | None) -> Callable[[torch.Generator], Any]:
@@ -84,12 +84,11 @@ class Arm:
 
 
 def guided(make: Callable[[torch.Generator], AbstractSelector | None]) -> GuideMaker:
-    """GSGD by windows of ρ updates, with fresh verification data and some selector."""
+    """GSGD by windows of ρ updates and some selector."""
 
-    def guide(ids: Tensor, size: int, seed: int) -> AbstractGuide:
-        fresh = FreshVerification(ids, SETS * size, torch.Generator().manual_seed(seed))
+    def guide(verification: AbstractVerification, seed: int) -> AbstractGuide:
         selector = make(torch.Generator().manual_seed(seed + 1))
-        return WindowGuide(fresh, rho=RHO, selector=selector)
+        return WindowGuide(verification, rho=RHO, selector=selector)
 
     return guide
 
@@ -97,8 +96,8 @@ def guided(make: Callable[[torch.Generator], AbstractSelector | None]) -> GuideM
 def replay(count: int, uniform: float = 1.0) -> GuideMaker:
     """Replays at random, without verification."""
 
-    def guide(ids: Tensor, size: int, seed: int) -> AbstractGuide:
-        del ids, size
+    def guide(verification: AbstractVerification, seed: int) -> AbstractGuide:
+        del verification
         return Replay(torch.Generator().manual_seed(seed), RHO, count, uniform)
 
     return guide
@@ -149,31 +148,85 @@ DEFAULT = "rate/age, replay"
 """The recommended default; ``guided_default.py`` says how it was chosen."""
 
 
+@final
+class FreshByRun(AbstractVerification):
+    """A new draw for every update, with replacement, where runs differ in their examples.
+
+    Args:
+        counts: training examples of every run.
+        size: how many are drawn.
+        generator: of the draws.
+    """
+
+    def __init__(self, counts: Tensor, size: int, generator: torch.Generator) -> None:
+        self._counts = counts
+        self._size = size
+        self._generator = generator
+
+    def ids(self) -> Tensor:
+        """``⌊u·N⌋``, run by run."""
+        shape = (len(self._counts), self._size)
+        uniforms = torch.rand(shape, dtype=torch.float64, generator=self._generator)
+        return (uniforms * self._counts.unsqueeze(1)).long()
+
+
+@final
+class SGDByRun(SGD):
+    """Plain SGD whose learning rate differs from run to run, times the group's own, one."""
+
+    def __init__(self, weights: Tensor, rates: Tensor) -> None:
+        super().__init__([weights], lr=1.0)
+        self._rates = rates.unsqueeze(1)
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        """One step; a closure means nothing here."""
+        del closure
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter -= group["lr"] * self._rates * parameter.grad
+
+
 @dataclass(frozen=True)
 class Result:
-    """What a simulation ended with.
+    """What runs ended with, one number per run.
 
     Attributes:
-        loss: final test loss of every run.
-        accuracy: final test accuracy of every run, in percent.
-        gain: second moment of uniform draws over that of the draws made; None where shuffled.
-        age: of the scores that draws used, in updates; None where shuffled.
+        loss: final test loss.
+        accuracy: final test accuracy, in percent.
+        gains: second moment of uniform draws over that of the draws made; None where shuffled.
+        age: of the scores that draws used, in updates, over all runs; None where shuffled.
     """
 
     loss: Tensor
     accuracy: Tensor
-    gain: float | None = None
+    gains: Tensor | None = None
     age: float | None = None
 
+    def part(self, runs: slice) -> "Result":
+        """Some of the runs."""
+        gains = None if self.gains is None else self.gains[runs]
+        return Result(self.loss[runs], self.accuracy[runs], gains, self.age)
 
-def simulate(runs: Runs, arm: Arm, delay: int, lr: float, updates: int, seed: int) -> Result:
-    """Trains until every run has had its updates; a run's weights are taken when it has."""
+
+def simulate(runs: Runs, arm: Arm, delay: int, lr: Tensor, updates: int, seed: int) -> Result:
+    """Trains until every run has had its updates; a run's weights are taken when it has.
+
+    Args:
+        runs: splits, orders and first weights.
+        arm: what is done about delay.
+        delay: age of every gradient in arrivals, once there are so many.
+        lr: learning rate of every run.
+        updates: replays included.
+        seed: of the guide and of draws.
+    """
     weights = runs.start.clone().requires_grad_()
     server = ParameterServer(
-        [weights], SGD([weights], lr=lr), compensation=arm.compensation(), memory=delay
+        [weights], SGDByRun(weights, lr), compensation=arm.compensation(), memory=delay
     )
     size = runs.batches.shape[-1]
-    guide = arm.guide(runs.ids, size, seed)
+    generator = torch.Generator().manual_seed(seed)
+    guide = arm.guide(FreshByRun(runs.counts, SETS * size, generator), seed)
     drawn = drawn_of(runs, arm, size, seed)
     average, averaging = TailAverage(), False
     ended, done = runs.start.clone(), torch.zeros(len(runs.start), dtype=torch.bool)
@@ -191,7 +244,7 @@ def simulate(runs: Runs, arm: Arm, delay: int, lr: float, updates: int, seed: in
             done |= ready
             if bool(done.all()):
                 break
-    measured = (None, None) if drawn is None else (drawn.gain, drawn.mean_age)
+    measured = (None, None) if drawn is None else (drawn.gains, drawn.mean_age)
     return Result(runs.test_loss(ended), runs.accuracy(ended), *measured)
 
 
@@ -200,9 +253,7 @@ def drawn_of(runs: Runs, arm: Arm, size: int, seed: int) -> DrawnBatches | None:
     if arm.uniform is None:
         return None
     generator = torch.Generator().manual_seed(seed)
-    table = PopulationTable(
-        len(runs.start), runs.examples, uniform=arm.uniform, generator=generator
-    )
+    table = PopulationTable(len(runs.start), runs.counts, uniform=arm.uniform, generator=generator)
     return DrawnBatches(table, size)
 
 

@@ -26,6 +26,7 @@ from gradsift.parallel import (
     AbstractGuide,
     ConstantDelay,
     DrawnBatches,
+    FreshVerification,
     ModuleObjective,
     ParameterServer,
     SharedTable,
@@ -37,7 +38,7 @@ from gradsift.parallel import (
 from gradsift.sampling.distributions import Mixed, Proportional
 from gradsift.sampling.table import ScoreTable
 from gradsift.trainer.work import shuffled
-from guided_arms import ALL, DEFAULT, RHO, Arm
+from guided_arms import ALL, DEFAULT, RHO, SETS, Arm
 
 SIZE, TRAINED, HELD_OUT, UPDATES = 32, 10_000, 5_000, 1_000
 GRID = (0.02, 0.05, 0.1, 0.2)
@@ -76,7 +77,7 @@ class Ended:
 
 
 def read_images() -> tuple[Images, Images]:
-    """For tuning, judged by training images that are left out; and for the table, by test images."""
+    """For tuning, judged by training images left out; and for the table, by test images."""
     problem = load_problem("fashion-mnist", ReadOptions())
     x, y = stacked(problem.train, TRAINED + HELD_OUT)
     test_x, test_y = stacked(problem.test, 10_000)
@@ -102,7 +103,8 @@ class Training:
             parameters, SGD(parameters, lr=lr), compensation=arm.compensation(), memory=delay
         )
         ids = torch.arange(len(images.x))
-        self.guide: AbstractGuide | None = arm.guide(ids, SIZE, seed)
+        fresh = FreshVerification(ids, SETS * SIZE, torch.Generator().manual_seed(seed))
+        self.guide: AbstractGuide | None = arm.guide(fresh, seed)
         self.drawn = None
         if arm.uniform is not None:
             law = Mixed(Proportional(), uniform=arm.uniform)

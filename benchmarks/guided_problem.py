@@ -7,6 +7,7 @@ the intercept.
 """
 
 import csv
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -14,6 +15,7 @@ from typing import final
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from gradsift.parallel import AbstractScoredObjective
 
@@ -102,7 +104,9 @@ class Runs:
         batches: ``[R, epochs · per_epoch, size]`` training ids, each epoch a new order.
         per_epoch: batches of an epoch.
         start: weights ``[R, d]``, uniform on [0, 1].
-        examples: of a training part.
+        examples: of a training part, the largest where runs of several tables are merged.
+        counts: training examples of every run.
+        tested: test examples of every run; rows beyond them are zeros.
     """
 
     train: Logistic
@@ -111,21 +115,19 @@ class Runs:
     per_epoch: int
     start: Tensor
     examples: int
-
-    @property
-    def ids(self) -> Tensor:
-        """All training ids of every run, ``[R, examples]``."""
-        return torch.arange(self.examples).expand(len(self.start), -1)
+    counts: Tensor
+    tested: Tensor
 
     def accuracy(self, weights: Tensor) -> Tensor:
         """Share of right test labels, in percent."""
         margins = torch.einsum("rnd,rd->rn", self.test.signed, weights)
-        return 100 * (margins > 0).double().mean(1)
+        return 100 * (margins > 0).double().sum(1) / self.tested
 
     def test_loss(self, weights: Tensor) -> Tensor:
         """Mean test loss per run."""
         margins = torch.einsum("rnd,rd->rn", self.test.signed, weights)
-        return torch.nn.functional.softplus(-margins).mean(1)
+        there = torch.arange(margins.shape[1]) < self.tested.unsqueeze(1)
+        return (torch.nn.functional.softplus(-margins) * there).sum(1) / self.tested
 
 
 def prepare(
@@ -158,4 +160,34 @@ def prepare(
         per_epoch=per_epoch,
         start=torch.stack(starts),
         examples=examples,
+        counts=torch.full((runs,), examples),
+        tested=torch.full((runs,), test.shape[1]),
+    )
+
+
+def merge(parts: Sequence[Runs]) -> Runs:
+    """Runs of several tables side by side: features and examples that one lacks are zeros.
+
+    A weight of such a feature starts at zero and has no gradient, so it stays there.
+    """
+    width = max(part.start.shape[1] for part in parts)
+    steps = min(part.batches.shape[1] for part in parts)
+
+    def rows(objectives: list[Logistic]) -> Logistic:
+        longest = max(one.signed.shape[1] for one in objectives)
+        signed = [
+            pad(one.signed, (0, width - one.signed.shape[2], 0, longest - one.signed.shape[1]))
+            for one in objectives
+        ]
+        return Logistic(torch.cat(signed), torch.ones(sum(map(len, signed)), longest).double())
+
+    return Runs(
+        train=rows([part.train for part in parts]),
+        test=rows([part.test for part in parts]),
+        batches=torch.cat([part.batches[:, :steps] for part in parts]),
+        per_epoch=max(part.per_epoch for part in parts),
+        start=torch.cat([pad(part.start, (0, width - part.start.shape[1])) for part in parts]),
+        examples=max(part.examples for part in parts),
+        counts=torch.cat([part.counts for part in parts]),
+        tested=torch.cat([part.tested for part in parts]),
     )

@@ -41,7 +41,7 @@ def ratios(study: Study, drawn: str, control: str, delay: int, rate: str) -> dic
     """Table over control, with what was measured of the draws."""
     ratio = pooled(study.losses(drawn, delay, rate), study.losses(control, delay, rate))
     results = [study.results[name, drawn, delay, rate] for name in TABLES]
-    gains = [found.gain for found in results if found.gain is not None]
+    gains = [float(found.gains.mean()) for found in results if found.gains is not None]
     ages = [found.age for found in results if found.age is not None]
     return {
         "ratio": ratio.mean,

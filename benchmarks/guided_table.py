@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 
 from guided_arms import ALL, ARMS, DEFAULT, FIRST_DEFAULT, Result, simulate
-from guided_problem import TABLES, Runs, prepare, read_table
+from guided_problem import TABLES, Runs, merge, prepare, read_table
 from guided_statistics import holm, lower, paired, share_of_gap
 
 RUNS, SIZE, SHARE, UPDATES = 30, 4, 0.6, 2000
@@ -50,11 +50,17 @@ def runs_of(folder: Path, name: str, seed: int, count: int) -> Runs:
     return prepare(x, y, count, -(-UPDATES // per_epoch), SIZE, SHARE, seed)
 
 
-def tuned_rate(folder: Path, name: str) -> float:
-    """The grid's best for sequential SGD on ten other splits."""
-    runs = runs_of(folder, name, 10_000, 10)
-    losses = [simulate(runs, ARMS["none"], 0, lr, UPDATES, 0).loss.mean() for lr in GRID]
-    return GRID[int(torch.stack(losses).argmin())]
+def tuned_rates(folder: Path) -> dict[str, float]:
+    """The grid's best for sequential SGD on ten other splits of every table."""
+    runs = [runs_of(folder, name, 10_000, 10) for name in TABLES]
+    losses = []
+    for lr in GRID:
+        together = merge(runs)
+        rates = torch.full((len(together.start),), lr, dtype=torch.float64)
+        found = simulate(together, ARMS["none"], 0, rates, UPDATES, 0)
+        losses.append(torch.stack([part.mean() for part in found.loss.split(10)]))
+    best = torch.stack(losses).argmin(0).tolist()
+    return {name: GRID[place] for name, place in zip(TABLES, best, strict=True)}
 
 
 @dataclass(frozen=True)
@@ -78,22 +84,27 @@ class Study:
             found = torch.load(self.kept, weights_only=True)
             self.results.update((key, Result(*values)) for key, values in found.items())
 
-    def simulate(
-        self, delay: int, arms: Iterable[str] = SHOWN, rates: Iterable[str] = RATES
-    ) -> None:
+    def simulate(self, delay: int, arms: Iterable[str], rates: Iterable[str] = RATES) -> None:
         """Every table at some rates, for some arms; what is there already stays."""
-        for key in product(TABLES, arms, (delay,), rates):
-            if key not in self.results:
-                name, arm, _, rate = key
-                lr = self.rates[name][rate]
-                self.results[key] = simulate(self.runs[name], ALL[arm], delay, lr, UPDATES, 1000)
-                self.keep()
+        pairs = list(product(TABLES, rates))
+        for arm in arms:
+            keys = [(name, arm, delay, rate) for name, rate in pairs]
+            if set(keys) <= self.results.keys():
+                continue
+            together = merge([self.runs[name] for name, _ in pairs])
+            splits = len(together.start) // len(pairs)
+            each = [self.rates[name][rate] for name, rate in pairs]
+            lr = torch.tensor(each, dtype=torch.float64).repeat_interleave(splits)
+            found = simulate(together, ALL[arm], delay, lr, UPDATES, 1000)
+            for place, key in enumerate(keys):
+                self.results[key] = found.part(slice(place * splits, (place + 1) * splits))
+            self.keep()
 
     def keep(self) -> None:
         """Writes all results."""
         if self.kept is not None:
             values = {
-                key: (found.loss, found.accuracy, found.gain, found.age)
+                key: (found.loss, found.accuracy, found.gains, found.age)
                 for key, found in self.results.items()
             }
             torch.save(values, self.kept)
@@ -129,7 +140,7 @@ def begin(given: argparse.Namespace, seed: int = 0, count: int = RUNS) -> Study:
     if given.tuned is not None and given.tuned.exists():
         tuned = json.loads(given.tuned.read_text(encoding="utf-8"))
     else:
-        tuned = {name: tuned_rate(given.data, name) for name in TABLES}
+        tuned = tuned_rates(given.data)
     if given.tuned is not None:
         given.tuned.write_text(json.dumps(tuned) + "\n", encoding="utf-8")
     words = ", ".join(f"{name} {lr:g}" for name, lr in tuned.items())
@@ -217,7 +228,7 @@ def main() -> None:
     torch.set_num_threads(1)
     study = begin(given)
     for delay in given.delays:
-        study.simulate(delay)
+        study.simulate(delay, SHOWN)
         if delay == DELAY:
             study.simulate(0, ["none"])
             primary(study, FIRST_DEFAULT)

@@ -18,6 +18,50 @@ def made(bench, runs=3, epochs=3):
     return x, y, bench("guided_problem").prepare(x, y, runs, epochs, 4, 0.6, seed=7)
 
 
+def rates(lr, runs=3):
+    return torch.full((runs,), lr, dtype=torch.float64)
+
+
+def tables(bench):
+    """Two of different width and length."""
+    problem, generator = bench("guided_problem"), torch.Generator().manual_seed(4)
+    parts = []
+    for count, width in ((41, 3), (30, 5)):
+        x = torch.rand(count, width, dtype=torch.float64, generator=generator)
+        y = torch.where(x.sum(1) > width / 2, 1.0, -1.0).double()
+        parts.append(problem.prepare(x, y, 2, 20, 4, 0.6, seed=7))
+    return parts
+
+
+@pytest.mark.parametrize("name", ["none", "gap-aware", "none, averaged", "table"])
+def test_merged_tables_are_each_by_itself(bench, monkeypatch, name):
+    """Each with its own rate; a table's uniform numbers are the same in both."""
+    arms, problem = bench("guided_arms"), bench("guided_problem")
+    parts, lr = tables(bench), torch.tensor([0.5, 0.5, 2.0, 2.0], dtype=torch.float64)
+    uniforms = torch.rand(40, 4, 4, dtype=torch.float64, generator=torch.Generator())
+    with monkeypatch.context() as patched:
+        turn = iter(uniforms)
+        patched.setattr(torch, "rand", lambda *_, **__: next(turn))
+        together = arms.simulate(problem.merge(parts), arms.ALL[name], 3, lr, 40, 0)
+    for place, part in enumerate(parts):
+        own = slice(2 * place, 2 * place + 2)
+        with monkeypatch.context() as patched:
+            turn = iter(uniforms[:, own])
+            patched.setattr(torch, "rand", lambda *_, turn=turn, **__: next(turn))
+            alone = arms.simulate(part, arms.ALL[name], 3, lr[own], 40, 0)
+        assert_close(together.part(own).loss, alone.loss)
+        assert_close(together.part(own).accuracy, alone.accuracy)
+        if alone.gains is not None:
+            assert_close(together.part(own).gains, alone.gains)
+
+
+def test_fresh_verification_stays_within_each_run(bench):
+    counts = torch.tensor([3, 8])
+    draws = torch.Generator().manual_seed(0)
+    found = bench("guided_arms").FreshByRun(counts, 400, draws).ids()
+    assert [sorted(set(row)) for row in found.tolist()] == [list(range(3)), list(range(8))]
+
+
 def test_the_logistic_objective_is_autograd_run_by_run(bench):
     _, _, runs = made(bench)
     w = runs.start.clone()
@@ -60,7 +104,7 @@ def test_runs_are_split_shuffled_and_paired_by_seed(bench):
 def test_a_simulation_without_delay_is_sgd_for_so_many_updates(bench):
     _, _, runs = made(bench)
     arms = bench("guided_arms")
-    found = arms.simulate(runs, arms.ARMS["none"], 0, 0.5, 18, 0)
+    found = arms.simulate(runs, arms.ARMS["none"], 0, rates(0.5), 18, 0)
     for run in range(3):
         leaf = nn.Parameter(runs.start[run].clone())
         for batch in runs.batches[run]:
@@ -88,7 +132,7 @@ def test_scored_gradients_are_weighted_sums_with_exact_norms(bench):
 def test_an_averaged_arm_ends_with_the_mean_of_its_second_half(bench):
     _, _, runs = made(bench, epochs=10)
     arms = bench("guided_arms")
-    found = arms.simulate(runs, arms.ALL["none, averaged"], 0, 0.5, 40, 0)
+    found = arms.simulate(runs, arms.ALL["none, averaged"], 0, rates(0.5), 40, 0)
     for run in range(3):
         leaf, kept = nn.Parameter(runs.start[run].clone()), []
         for step, batch in enumerate(runs.batches[run, :40]):
@@ -107,9 +151,9 @@ def test_every_arm_learns(bench):
     arms = bench("guided_arms")
     assert {arms.DEFAULT, arms.FIRST_DEFAULT} <= set(arms.ALL)
     for name, arm in arms.ALL.items():
-        found = arms.simulate(runs, arm, 3, 1.0, 120, 0)
+        found = arms.simulate(runs, arm, 3, rates(1.0), 120, 0)
         assert float(found.loss.mean()) < 0.8 * float(runs.test_loss(runs.start).mean()), name
-        assert (found.gain is not None) == (found.age is not None) == (name in arms.DRAWN)
+        assert (found.gains is not None) == (found.age is not None) == (name in arms.DRAWN)
 
 
 def test_holm_and_the_bound_are_the_textbook_s(bench):

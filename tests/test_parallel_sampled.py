@@ -272,6 +272,27 @@ def test_a_population_of_one_is_a_score_table():
         assert_close(p, one.probabilities(everything), tolerance=1e-5)
 
 
+def test_runs_of_a_population_may_have_fewer_examples(monkeypatch):
+    """Ids beyond a run's own are never drawn, at the very end of the line neither."""
+    rows = torch.rand(30, 2, 3, dtype=torch.float64, generator=seeded(6))
+    rows[::5] = 1 - 2**-53
+    together = PopulationTable(2, torch.tensor([5, 9]), generator=seeded())
+    alone = [PopulationTable(1, count, generator=seeded()) for count in (5, 9)]
+    for version, uniforms in enumerate(rows):
+        found = []
+        for table, part in zip((together, *alone), (uniforms, *uniforms.split(1)), strict=True):
+            with monkeypatch.context() as patched:
+                patched.setattr(torch, "rand", lambda *_, part=part, **__: part)
+                drawn = table.draw(3)
+            table.learn(drawn, (drawn.batch + 1.0) / (version + 1), version)
+            found.append(drawn)
+        whole, *parts = found
+        assert torch.equal(whole.batch, torch.cat([one.batch for one in parts]))
+        assert_close(whole.weights, torch.cat([one.weights for one in parts]))
+    assert_close(together.probabilities[0, :5], alone[0].probabilities[0])
+    assert not together.probabilities[0, 5:].any()
+
+
 def test_a_population_is_its_runs_one_by_one(monkeypatch):
     together, arrivals = lines((3,)), arrivals_by_age(UniformDelay(0, 4), 3, 20, seeded(2))
     rows = torch.rand(20, 3, 4, dtype=torch.float64, generator=seeded(6))
@@ -294,6 +315,7 @@ def test_a_population_is_its_runs_one_by_one(monkeypatch):
         unseen += single.unseen
         for one, other in zip(alone, held, strict=True):
             assert_close(one[0].detach(), other[run].detach())
+        assert_close(single.gains[0], batches.gains[run])
     assert (batches.examples, batches.unseen) == (240, unseen)
 
 

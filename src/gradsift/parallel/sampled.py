@@ -10,7 +10,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, final
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from gradsift.errors import UsageError
@@ -57,7 +58,8 @@ class DrawnBatches:
         self.examples = 0
         self.unseen = 0
         self._ages = 0
-        self._moments = [0.0, 0.0]
+        self._uniform = torch.zeros((), dtype=torch.float64)
+        self._drawn = torch.zeros((), dtype=torch.float64)
 
     @property
     def mean_age(self) -> float:
@@ -75,8 +77,13 @@ class DrawnBatches:
         With scores g that are gradient norms this is the second moment of uniform draws over that
         of the draws made, in the gradients' own squared unit: above 1, drawing has helped.
         """
-        uniform, drawn = self._moments
-        return uniform / drawn if drawn else float("nan")
+        drawn = float(self._drawn.sum())
+        return float(self._uniform.sum()) / drawn if drawn else float("nan")
+
+    @property
+    def gains(self) -> Float64[Tensor, "*runs"]:
+        """The same for each run of a population by itself."""
+        return self._uniform / self._drawn
 
     def hand_out(self, ticket: int, version: int) -> None:
         """Draws the batch of a gradient, at the moment when its worker reads the weights.
@@ -109,8 +116,8 @@ class DrawnBatches:
     def deliver(self, drawn: SharedDraw, scores: Float[Tensor, "*runs size"], version: int) -> None:
         """The scores of a batch arrive, computed at the weights of ``version``."""
         squares = scores.double().square()
-        self._moments[0] += float((drawn.weights * squares).sum())
-        self._moments[1] += float((drawn.weights.square() * squares).sum())
+        self._uniform = self._uniform + (drawn.weights * squares).sum(-1)
+        self._drawn = self._drawn + (drawn.weights.square() * squares).sum(-1)
         self._table.learn(drawn, scores, version)
 
     def state_dict(self) -> dict[str, Any]:
@@ -122,7 +129,7 @@ class DrawnBatches:
                 for ticket, drawn in self._pending.items()
             },
             "counts": [self.examples, self.unseen, self._ages],
-            "moments": list(self._moments),
+            "moments": [self._uniform, self._drawn],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -133,7 +140,7 @@ class DrawnBatches:
             for ticket, kept in state["pending"].items()
         }
         self.examples, self.unseen, self._ages = state["counts"]
-        self._moments = list(state["moments"])
+        self._uniform, self._drawn = (moment.clone() for moment in state["moments"])
 
 
 def sampled_asgd(

@@ -111,7 +111,7 @@ class PopulationTable(AbstractSharedTable):
 
     Args:
         runs: R.
-        examples: N.
+        examples: N, or one N for each run; ids beyond it are never drawn.
         uniform: λ in (0, 1]; at 1 draws are uniform, and scores change nothing.
         smoothing: share of the old relative score that stays when a new one arrives.
         generator: of the draws of all runs.
@@ -128,7 +128,7 @@ class PopulationTable(AbstractSharedTable):
     def __init__(
         self,
         runs: int,
-        examples: int,
+        examples: int | Int64[Tensor, " R"],
         *,
         uniform: float = 0.2,
         smoothing: float = 0.5,
@@ -142,8 +142,11 @@ class PopulationTable(AbstractSharedTable):
         self._uniform = uniform
         self._smoothing = smoothing
         self._generator = generator
-        self._relative = torch.ones(runs, examples, dtype=torch.float64)
-        self._versions = torch.full((runs, examples), UNSEEN, dtype=torch.int64)
+        counts = torch.as_tensor(examples).expand(runs).unsqueeze(1)
+        self._counts = counts
+        self._relative = (torch.arange(int(counts.max())) < counts).double()
+        self._flat = self._relative / counts
+        self._versions = torch.full_like(self._relative, UNSEEN, dtype=torch.int64)
         self._moments = torch.zeros(runs, dtype=torch.float64)
         self._mass = 0.0
 
@@ -151,18 +154,18 @@ class PopulationTable(AbstractSharedTable):
     def probabilities(self) -> Float64[Tensor, "R N"]:
         """What the next draw uses, run by run; uniform where all scores are zero."""
         totals = self._relative.sum(1, keepdim=True)
-        flat = 1 / self._relative.shape[1]
-        shares = torch.where(totals > 0, self._relative / totals, flat)
-        return (1 - self._uniform) * shares + self._uniform * flat
+        shares = torch.where(totals > 0, self._relative / totals, self._flat)
+        return (1 - self._uniform) * shares + self._uniform * self._flat
 
     def draw(self, size: int) -> SharedDraw:
         """One example in each of ``size`` equal slots, for every run."""
-        runs, examples = self._relative.shape
-        uniforms = torch.rand((runs, size), dtype=torch.float64, generator=self._generator)
+        shape = (len(self._relative), size)
+        uniforms = torch.rand(shape, dtype=torch.float64, generator=self._generator)
         p = self.probabilities
         points = (torch.arange(size, dtype=torch.float64) + uniforms) / size
         found = torch.searchsorted(p.cumsum(1)[:, :-1].contiguous(), points, right=True)
-        return SharedDraw(found, 1 / (examples * p.gather(1, found)))
+        found = found.minimum(self._counts - 1)
+        return SharedDraw(found, 1 / (self._counts * p.gather(1, found)))
 
     def learn(self, draw: SharedDraw, scores: Float[Tensor, "R size"], version: int) -> None:
         """Copies of an example count once, by the mean of their scores."""
