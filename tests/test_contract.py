@@ -41,7 +41,7 @@ NEEDS_IDS = dict.fromkeys(
 
 WEIGHED = "its powers of weights are biased, its draw is not: tests/test_resampling.py"
 SLOWER = {
-    "katharopoulos2017-exact": "its normaliser is that of earlier losses: smaller steps as they fall"
+    "katharopoulos2017-exact": "its normaliser is that of earlier losses: small steps as they fall"
 }
 
 FILTERED = {
