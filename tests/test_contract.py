@@ -56,6 +56,10 @@ SCORES_BESIDE = {
 }
 
 WEIGHED = "its powers of weights are biased, its draw is not: tests/test_resampling.py"
+SLOWER = {
+    "katharopoulos2017-exact": "its normaliser is that of earlier losses: small steps as they fall"
+}
+
 FILTERED = {
     "issgd2015": "its filter is biased, its draw is not: tests/test_filtered.py",
     "katharopoulos2017": WEIGHED,
@@ -69,7 +73,8 @@ CROSS_ENTROPY = nn.CrossEntropyLoss(reduction="none")
 def open_at_once(recipe: Recipe) -> Recipe:
     """The same recipe with a gate that opens after the first batch, so that it is exercised."""
     if recipe.prediction is not None:
-        return replace(recipe, prediction=replace(recipe.prediction, warm_up=1, candidates=30))
+        short = replace(recipe.prediction, warm_up=1, candidates=30, refresh=8, every=4)
+        return replace(recipe, prediction=short)
     if recipe.gate is None or isinstance(recipe.gate, MeasuredGate):
         return recipe
     gate: Any = recipe.gate
@@ -264,7 +269,8 @@ def test_converges_on_a_regression_problem(name: str) -> None:
         with pytest.raises(UsageError, match="one class per example"):
             fit(recipes[name], data, model, SquaredError(), epochs=1, lr=0.02)
         return
-    fit(open_at_once(recipes[name]), data, model, SquaredError(), epochs=40, lr=0.02)
+    epochs = 60 if name in SLOWER else 40
+    fit(open_at_once(recipes[name]), data, model, SquaredError(), epochs, lr=0.02)
     assert SquaredError()(model(x), data.tensors[1]).mean().item() < 1e-3
 
 

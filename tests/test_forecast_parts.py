@@ -262,10 +262,10 @@ def test_rows_of_what_is_known() -> None:
         everyone = torch.arange(8)
         found = known.rows(np.arange(8), table, version=31)
         smoothed = table.relative(everyone).tolist()
+        assert known.columns == len(COLUMNS) == found.shape[1]
         for i in range(8):
             expected = twin.row(i, smoothed[i], 31 - versions.get(i, 0))
             assert found[i].tolist() == pytest.approx(expected, rel=1e-5, abs=1e-6)
-    assert known.columns == len(COLUMNS) == found.shape[1]
 
 
 def test_the_start_is_the_tables_own_proposal() -> None:

@@ -255,7 +255,7 @@ def test_it_reads_no_global_state_and_leaves_none() -> None:
         {"refresh": -1},
     ],
 )
-def test_settings_out_of_range_are_refused(changes: dict[str, int]) -> None:
+def test_settings_out_of_range_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="a prediction received candidates="):
         Prediction(**changes)
 

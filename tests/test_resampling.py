@@ -21,7 +21,7 @@ EXPONENTS = (1.0, 0.5, 0.0, -1.0)
 PAST = float64([0.4, 2.0, 1.1])
 """Scores of an earlier presample: of no importance, but fixed."""
 
-A = float64([[1.0, 0.5], [-2.0, 0.3], [0.2, 3.0], [0.1, 0.1]])
+A = float64([1.0, 0.5, -2.0, 0.3, 0.2, 3.0, 0.1, 0.1]).reshape(N, 2)
 Y = float64([0.3, -2.0, 1.0, 0.7])
 THETA = float64([0.4, -0.2])
 

@@ -45,7 +45,8 @@ class Resampling:
     Args:
         exponent: k, at most 1 and at least `LEAST`. **Biased** below 1, on purpose: see above.
         normaliser: c. "previous" is ``Σ s^(2−k)/Σ s`` with moving averages over earlier
-            presamples; "population" the same over all examples, surveyed once per epoch; "batch" is
+            presamples, which are larger while losses fall: steps are smaller then; "population" is
+            the same over all examples, surveyed once per epoch; "batch" is
             ``mean(s^(1−k))`` of the batch itself, as in the authors' code, which depends on the
             draw: the objective is then no longer the one above. All keep the mean of weighted
             scores at ``mean(s)``, the first two on average. With k = 1 all are 1.
