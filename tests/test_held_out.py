@@ -104,7 +104,7 @@ def test_what_cannot_be_fitted_is_refused() -> None:
         held_out_losses(network(), broken, fetch, N, BATCH, source, holdout=Holdout())
     for parameters in ({"epochs": 0}, {"lr": 0.0}, {"lr": math.inf}):
         with pytest.raises(UsageError, match="Holdout received"):
-            Holdout(**parameters)
+            Holdout(**parameters)  # pyright: ignore[reportArgumentType]
     for parts in (
         {"source": "table"},
         {"score": scores.OutputGradient()},
