@@ -22,13 +22,21 @@ from enumeration import (
     stratified_law,
     systematic_law,
 )
-from gradsift import Recipe, UsageError, WeightedBatch, draws, recipes
+from gradsift import Holdout, Recipe, UsageError, WeightedBatch, draws, recipes
 from gradsift.gate import GateState, MeasuredGate
+from gradsift.recipes.rivals import RIVALS
 from gradsift.sampling.inclusion import capped_inclusion
 from gradsift.sampling.select import select
 
 NAMES = sorted(recipes)
 EVERY_RECIPE = pytest.mark.parametrize("name", NAMES)
+
+LATER = {recipe.name for recipe in RIVALS} - {"infobatch", "schaul-proportional"}
+"""Recipes whose long runs belong to the second tier."""
+
+EVERY_RECIPE_AT_LENGTH = pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in LATER else n for n in NAMES]
+)
 
 NO_IDS = "draws ids from the whole data set, and a stream has none"
 BY_RULE = {
@@ -75,6 +83,8 @@ def open_at_once(recipe: Recipe) -> Recipe:
     if recipe.prediction is not None:
         short = replace(recipe.prediction, warm_up=1, candidates=30, refresh=8, every=4)
         return replace(recipe, prediction=short)
+    if recipe.holdout is not None:
+        return replace(recipe, ratio=3.0, holdout=Holdout(epochs=10, lr=0.1))
     if recipe.gate is None or isinstance(recipe.gate, MeasuredGate):
         return recipe
     gate: Any = recipe.gate
@@ -240,7 +250,7 @@ def test_mixed_precision(name: str) -> None:
     assert train.quarantined == 0
 
 
-@EVERY_RECIPE
+@EVERY_RECIPE_AT_LENGTH
 def test_converges_on_a_classification_problem(name: str) -> None:
     torch.manual_seed(0)
     model, data = nn.Linear(2, 2), blobs()
@@ -257,7 +267,7 @@ class SquaredError(nn.Module):
         return (outputs.squeeze(1) - targets).square()
 
 
-@EVERY_RECIPE
+@EVERY_RECIPE_AT_LENGTH
 def test_converges_on_a_regression_problem(name: str) -> None:
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(2)
@@ -286,7 +296,7 @@ def test_the_same_seed_gives_the_same_run(name: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(run(), run(), strict=True))
 
 
-@EVERY_RECIPE
+@EVERY_RECIPE_AT_LENGTH
 def test_every_recipe_that_has_a_pool_uses_it_here(name: str) -> None:
     """The tests above would say nothing about a gate that never opened."""
     recipe = recipes[name]

@@ -30,7 +30,9 @@ def test_doubt_is_one_minus_the_probability_of_the_class(kind: torch.dtype) -> N
     generator = torch.Generator().manual_seed(0)
     logits = 3 * torch.randn(20, 5, generator=generator, dtype=torch.float64)
     labels = torch.randint(5, (20,), generator=generator)
-    slow = [slow_doubt(row, label) for row, label in zip(logits.tolist(), labels, strict=True)]
+    slow = [
+        slow_doubt(row, label) for row, label in zip(logits.tolist(), labels.tolist(), strict=True)
+    ]
     assert_close(doubts(logits, labels.to(kind)), torch.tensor(slow, dtype=torch.float64))
 
 

