@@ -215,9 +215,7 @@ def test_evaluating_costs_seconds_and_counts_as_no_score(
     odds, steps = 3, 45
     monkeypatch.setattr("gradsift.engine.curves.EVERY", odds)
     plain, _, none = sifted(tmp_path / "a", steps // 5)
-    curved, _, points = sifted(
-        tmp_path / "b", steps // 5, every=4, evaluate={"held out": held_out}
-    )
+    curved, _, points = sifted(tmp_path / "b", steps // 5, every=4, evaluate={"held out": held_out})
     assert none == []
     assert [point["set"] for point in points] == ["held out"]
     assert points[0]["version"] < points[0]["newest"] <= steps

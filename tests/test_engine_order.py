@@ -73,7 +73,7 @@ def study(order: str, noise: Tensor, spread: float = 0.7) -> tuple[float, Counte
         visits[block.number] += 1
         came(block, *rest)
 
-    train.policy.sweep.came = counted
+    train.policy.sweep.came = counted  # pyright: ignore[reportAttributeAccessIssue]
     prices, ids = [], torch.arange(count)
     while train.steps < STEPS:
         for _ in train:

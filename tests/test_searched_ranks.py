@@ -14,13 +14,14 @@ from engines import BLOCK, CROSS_ENTROPY, N, examples, model
 from gradsift import UsageError, engines
 from gradsift.clock import VirtualClock
 from gradsift.engine.inline import InlineEngine
+from gradsift.engine.interface import Scored
 from gradsift.sifting import loop
 from gradsift.sifting.memory import WINDOW
 from gradsift.sifting.ranks import Alone
 from gradsift.sifting.setup import described
 from test_searched import recipe
 
-BATCH, STEPS = 4, 48
+BATCH, STEPS = 4, 40
 
 
 class Spoken(Alone):
@@ -43,13 +44,17 @@ class Spoken(Alone):
         return pickle.loads(self.tape[self.heard - 1])
 
 
-class Mute(InlineEngine):
+class Mute(InlineEngine):  # pyright: ignore[reportGeneralTypeIssues]
     """Must not be spoken to."""
 
     def start(self, task: object) -> None:
         raise AssertionError("started in a process that does not lead")
 
-    publish = request = collect = start  # pyright: ignore[reportAssignmentType]
+    def publish(self, parameters: object, version: int) -> None:
+        raise AssertionError("published to in a process that does not lead")
+
+    def collect(self, wait: float = 0.0) -> list[Scored]:
+        raise AssertionError("asked in a process that does not lead")
 
 
 Seen = tuple[gradsift.SiftedLoader, list[tuple[Tensor, Tensor, bool]], Spoken]
@@ -190,16 +195,14 @@ def test_processes_are_described_with_their_engine() -> None:
         )
         return described(train._setup, N)
 
-    texts = {
-        of(engines.inline(**options))
-        for options in (
-            {},
-            {"block": 8},
-            {"every": 4},
-            {"mode": "exact"},
-            {"evaluate": {"train": None}},
-        )
-    }
+    asked = (
+        engines.inline(),
+        engines.inline(block=8),
+        engines.inline(every=4),
+        engines.inline(mode="exact"),
+        engines.inline(evaluate={"train": None}),
+    )
+    texts = {of(engine) for engine in asked}
     assert len(texts) == 5
     start = "40 examples by recipe 'issgd' with seed 0 and the "
     assert all(text.startswith(start) for text in texts)

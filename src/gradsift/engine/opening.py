@@ -56,7 +56,7 @@ def open_sets(opening: Opening) -> dict[str, Any]:
         >>> {name: len(data) for name, data in open_sets("digits").items()}
         {'train': 1442, 'test': 355}
     """
-    found = opening
+    found: Any = opening
     if isinstance(opening, str):
         found = _by_name(opening)
     elif callable(opening):
@@ -64,7 +64,7 @@ def open_sets(opening: Opening) -> dict[str, Any]:
     if isinstance(found, Problem):
         found = (found.train, found.test)
     pair = isinstance(found, tuple) and len(found) == 2
-    opened = dict(zip((TRAIN, TEST), found if pair else (found,), strict=False))
+    opened: dict[str, Any] = {TRAIN: found[0], TEST: found[1]} if pair else {TRAIN: found}
     for data in opened.values():
         if not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
             raise DataError(

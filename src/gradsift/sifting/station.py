@@ -114,8 +114,7 @@ class Station:
 
     def pass_on(self, found: Sequence[Scored], old: Sequence[int]) -> Delivery:
         """The same delivery in every process: that of the one that leads."""
-        mine = Delivery(found, old, self._engine.state)
-        delivery: Delivery = self._ranks.lead(mine if self._ranks.leads else None)
+        delivery = self._ranks.lead(Delivery(found, old, self._engine.state))
         self._told = delivery.state
         return delivery
 
