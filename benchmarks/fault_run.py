@@ -5,6 +5,7 @@ back a little, so that faults, and what is done about them, happen within a run.
 """
 
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -29,7 +30,7 @@ from gradsift.scores import GradientNorm
 
 DATA = "digits"
 BATCH, BLOCK, EVERY, LR, MOMENTUM = 32, 64, 8, 0.02, 0.9
-PATIENCE = 2.0
+PATIENCE = 10.0
 """Seconds that a worker may be silent over one block."""
 
 SLOW = 0.2
@@ -50,12 +51,15 @@ class Schedule:
         steps: of a run.
         at: the step after which the fault begins.
         pace: seconds that every step is held back.
+        hold: likewise, of steps that wait: before the fault until every example has a score, and
+            after it until the run shows that it took place.
         keep: steps between checkpoints, where the trainer is killed.
     """
 
     steps: int = 400
     at: int = 120
-    pace: float = 0.012
+    pace: float = 0.01
+    hold: float = 0.1
     keep: int = 20
 
 
@@ -200,8 +204,9 @@ def inject(name: str, seed: int, schedule: Schedule, folder: Path) -> Outcome:
     second.join()
     if second.exitcode != 0:
         raise RuntimeError(f"the resumed run ended with exit code {second.exitcode}")
-    content = json.loads((folder / RESULT).read_text())
-    return Outcome(**{k: tuple(v) if isinstance(v, list) else v for k, v in content.items()})
+    content: dict[str, Any] = json.loads((folder / RESULT).read_text())
+    content |= {name: tuple(content[name]) for name in ("set_aside", "said")}
+    return Outcome(**content)
 
 
 def _wait_for_checkpoint(folder: Path, step: int, process: Any, seconds: float = 120.0) -> None:
@@ -272,6 +277,22 @@ class Training:
         self.batches.load_state_dict(state["loop"])
         return True
 
+    def outcome(self, *, acted: bool) -> Outcome:
+        """How the run is by now, but for its loss."""
+        self.batches.settle()
+        status: Any = self.batches.engine_status
+        return Outcome(
+            loss=math.nan,
+            lost=status["workers_lost"],
+            restarts=status["restarts"],
+            scored=status["delivered"],
+            quarantined=self.batches.quarantined,
+            set_aside=tuple(status["set_aside"]),
+            usable=status["usable"],
+            acted=acted,
+            said=self.batches.notices,
+        )
+
     def loss(self) -> float:
         """Mean over the training set."""
         inputs, targets = next(iter(DataLoader(self.data, len(self.data))))
@@ -301,19 +322,11 @@ def train(
                 act(run.step, schedule, run.engine, folder)
             if keep and run.step % schedule.keep == 0:
                 run.save(folder / KEPT)
-            time.sleep(schedule.pace)
+            found = run.outcome(acted=resumed or (folder / ACTED).exists())
+            early = run.step < schedule.at and found.usable < 1
+            waits = early or (run.step >= schedule.at and not FAULTS[name].happened(found))
+            time.sleep(schedule.hold if waits else schedule.pace)
             if run.step >= schedule.steps:
                 break
-        run.batches.settle()
-        status: Any = run.batches.engine_status
-    return Outcome(
-        loss=run.loss(),
-        lost=status["workers_lost"],
-        restarts=status["restarts"],
-        scored=status["delivered"],
-        quarantined=run.batches.quarantined,
-        set_aside=tuple(status["set_aside"]),
-        usable=status["usable"],
-        acted=resumed or (folder / ACTED).exists(),
-        said=run.batches.notices,
-    )
+        found = run.outcome(acted=resumed or (folder / ACTED).exists())
+    return replace(found, loss=run.loss())

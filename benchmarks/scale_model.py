@@ -159,7 +159,7 @@ def settle(setting: Setting, costs: Costs) -> Pace:
         step, rate, busy = _trainers(setting, costs, could, own)
     send = min(setting.fanout, setting.workers) * setting.parameters / setting.link
     stride = max(1, int(np.ceil(send / (setting.every * step))))
-    delays = depths(setting.workers, setting.fanout) * (setting.latency + send)
+    delays = depths(setting.workers, setting.fanout).astype(np.float64) * (setting.latency + send)
     return Pace(step, rate, could / rate, stride, delays, busy)
 
 

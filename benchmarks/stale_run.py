@@ -164,7 +164,9 @@ def network(shape: tuple[int, ...], outputs: int, width: int, seed: int) -> nn.M
     generator = torch.Generator().manual_seed(seed)
     layers: list[nn.Module] = [nn.Flatten()]
     for inputs, wanted, known in zip(sizes, sizes[1:], published, strict=False):
-        layer = nn.utils.skip_init(nn.Linear, inputs, wanted)
+        with torch.device("meta"):
+            layer = nn.Linear(inputs, wanted)
+        layer.to_empty(device="cpu")
         nn.init.normal_(
             layer.weight, std=DEVIATION * math.sqrt(known / inputs), generator=generator
         )

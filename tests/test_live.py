@@ -82,7 +82,9 @@ def test_a_scorer_is_pinned_stopped_and_missed(bench):
         assert os.sched_getaffinity(sleeper.pid) == {core}
         assert not scorer.lost
         scorer.allow(work=False)
-        assert os.waitid(os.P_PID, sleeper.pid, os.WSTOPPED).si_status == signal.SIGSTOP
+        stopped = os.waitid(os.P_PID, sleeper.pid, os.WSTOPPED)
+        assert stopped is not None
+        assert stopped.si_status == signal.SIGSTOP
         scorer.allow(work=True)
         assert os.waitid(os.P_PID, sleeper.pid, os.WCONTINUED) is not None
         assert scorer.seconds() >= 0
