@@ -8,7 +8,7 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ EVERY = Budget("seconds", 300)
 """Between two checkpoints: what a crash costs at most. Writing one costs no budget."""
 
 
+@runtime_checkable
 class Keepable(Protocol):
     """What can be kept: a loop, or a run of parallel SGD."""
 
