@@ -67,7 +67,7 @@ def assert_each_once(coordinator):
     assert crowd.weights_of(coordinator.state) == [w.tolist() for w in server.weights]
 
 
-@settings(max_examples=20)
+@settings(max_examples=14)
 @given(scripts(), st.sampled_from([None, 0, 2]))
 def test_whoever_dies_every_batch_is_one_update(script, bound):
     actors = Crowd(script)
@@ -80,7 +80,7 @@ def test_whoever_dies_every_batch_is_one_update(script, bound):
         assert 0 <= place - ticket.read <= LONGEST
 
 
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(scripts(), st.integers(0, 4))
 def test_a_planned_order_is_kept_whoever_dies(script, delay):
     arrivals = arrivals_by_age(ConstantDelay(delay), 3, FEW, torch.Generator())
@@ -229,7 +229,7 @@ def test_stale_synchronous_workers_wait_for_the_slowest(turns, bound):
             held[worker] = ticket
 
 
-@settings(max_examples=40)
+@settings(max_examples=30)
 @given(
     st.lists(st.integers(1, 6), min_size=1, max_size=12),
     st.integers(1, 4),
