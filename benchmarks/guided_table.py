@@ -196,7 +196,8 @@ def margins(study: Study, arm: str, against: str = GSGD) -> list[dict[str, objec
         within = "yes" if bound > -MARGIN else "**no**"
         print(
             f"| {name} | {ours.mean():.2f} | {theirs.mean():.2f} | {difference:+.2f} | "
-            f"{bound:+.2f} | {within} |"
+            f"{bound:+.2f} | {within} |",
+            flush=True,
         )
         rows.append({"table": name, "arm": arm, "difference": difference, "bound": bound})
     return rows
