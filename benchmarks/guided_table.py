@@ -19,6 +19,7 @@ Everything else is descriptive. What was asked again after looking is in ``guide
 import argparse
 import json
 import os
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import product
@@ -41,6 +42,9 @@ SHOWN = tuple(dict.fromkeys((*ARMS, "none, averaged", DEFAULT)))
 
 Key = tuple[str, str, int, str]
 """Table, arm, delay, rate."""
+
+Pair = tuple[str, str]
+"""Table and rate."""
 
 
 def runs_of(folder: Path, name: str, seed: int, count: int) -> Runs:
@@ -87,18 +91,25 @@ class Study:
     def simulate(self, delay: int, arms: Iterable[str], rates: Iterable[str] = RATES) -> None:
         """Every table at some rates, for some arms; what is there already stays."""
         pairs = list(product(TABLES, rates))
-        for arm in arms:
-            keys = [(name, arm, delay, rate) for name, rate in pairs]
+        for arm, group in product(arms, self.groups(pairs)):
+            keys = [(name, arm, delay, rate) for name, rate in group]
             if set(keys) <= self.results.keys():
                 continue
-            together = merge([self.runs[name] for name, _ in pairs])
-            splits = len(together.start) // len(pairs)
-            each = [self.rates[name][rate] for name, rate in pairs]
+            together = merge([self.runs[name] for name, _ in group])
+            splits = len(together.start) // len(group)
+            each = [self.rates[name][rate] for name, rate in group]
             lr = torch.tensor(each, dtype=torch.float64).repeat_interleave(splits)
             found = simulate(together, ALL[arm], delay, lr, UPDATES, 1000)
             for place, key in enumerate(keys):
                 self.results[key] = found.part(slice(place * splits, (place + 1) * splits))
             self.keep()
+
+    def groups(self, pairs: Iterable[Pair]) -> list[list[Pair]]:
+        """Tables of about the same width, which are simulated side by side."""
+        found: dict[int, list[Pair]] = defaultdict(list)
+        for name, rate in pairs:
+            found[self.runs[name].start.shape[1].bit_length() // 5].append((name, rate))
+        return list(found.values())
 
     def keep(self) -> None:
         """Writes all results."""
@@ -185,7 +196,8 @@ def margins(study: Study, arm: str, against: str = GSGD) -> list[dict[str, objec
         within = "yes" if bound > -MARGIN else "**no**"
         print(
             f"| {name} | {ours.mean():.2f} | {theirs.mean():.2f} | {difference:+.2f} | "
-            f"{bound:+.2f} | {within} |"
+            f"{bound:+.2f} | {within} |",
+            flush=True,
         )
         rows.append({"table": name, "arm": arm, "difference": difference, "bound": bound})
     return rows

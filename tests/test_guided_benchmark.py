@@ -1,6 +1,7 @@
 """The benchmarks of guided SGD compute what they say: their objective, pairing and statistics."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -174,7 +175,7 @@ def test_ratios_are_t_tests_of_logs(bench):
     ours, theirs = generator.lognormal(0.2, 0.3, (2, 3, 12))
     one = statistics.paired(ours[0], theirs[0])
     logs = np.log(ours[0]) - np.log(theirs[0])
-    textbook = stats.ttest_1samp(logs, 0)
+    textbook: Any = stats.ttest_1samp(logs, 0)
     interval = textbook.confidence_interval(0.95)
     assert one.chance == pytest.approx(textbook.pvalue)
     expected = (np.exp(logs.mean()), np.exp(interval.low), np.exp(interval.high))
