@@ -18,8 +18,7 @@ from gradsift.fitting import recalibrate_batch_norm
 from gradsift.parallel import RoundGuide, WindowGuide
 from gradsift.report.runs import read_run
 from gradsift.trainer import Settings, Workers, run_parallel
-from gradsift.trainer.evaluation import subsample
-from gradsift.trainer.evaluation import SUBSAMPLE
+from gradsift.trainer.evaluation import SUBSAMPLE, subsample
 from gradsift.trainer.run import make_model
 from gradsift.trainer.work import prepare, shuffled
 from gradsift.trainer.workers import COMPENSATIONS, PARALLEL

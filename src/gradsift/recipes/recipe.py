@@ -20,9 +20,7 @@ from gradsift.scores.gradient_norm import GradientNorm
 from gradsift.scores.loss import Loss
 from gradsift.scores.output_gradient import OutputGradient
 
-Origin = Literal[
-    "loader", "iid", "pool", "table", "auto", "engine", "history", "predicted"
-]
+Origin = Literal["loader", "iid", "pool", "table", "auto", "engine", "history", "predicted"]
 
 REMEMBERED = ("table", "auto", "predicted")
 """Sources that keep the scores of training steps."""
