@@ -171,6 +171,7 @@ def test_many_classes_keep_the_last_prediction_alone(monkeypatch: pytest.MonkeyP
 
 def test_a_recorder_goes_on_bit_for_bit() -> None:
     whole, first = HistoryRecorder(N), HistoryRecorder(N)
+    state: dict[str, Any] = {}
     for number, (batch, logits) in enumerate(steps()):
         if number == 4:
             state = first.state_dict()

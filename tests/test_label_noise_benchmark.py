@@ -103,7 +103,8 @@ def test_it_compares_and_writes_what_it_found(
     def compare(share: int, cap: float, options: argparse.Namespace) -> dict[str, Path]:
         asked.append((share, cap, options.flags))
         folders = {}
-        for arm, changes in (("uniform", {"recipe": "uniform"}), ("capped", {"cap": cap})):
+        arms: dict[str, dict[str, Any]] = {"uniform": {"recipe": "uniform"}, "capped": {"cap": cap}}
+        for arm, changes in arms.items():
             folders[arm] = tmp_path / str(share) / arm
             for seed in range(options.seeds):
                 chosen = Settings(
