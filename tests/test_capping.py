@@ -51,6 +51,7 @@ WEIGHTED = st.lists(
 
 
 @given(rows=WEIGHTED, quantile=st.sampled_from(QUANTILES))
+@settings(max_examples=40)
 def test_a_weighted_quantile_agrees_with_the_slow_one(
     rows: list[tuple[float, int]], quantile: float
 ) -> None:
@@ -73,7 +74,7 @@ def test_importance_weights_make_it_the_quantile_of_the_population() -> None:
     quantile=st.sampled_from(QUANTILES),
     examples=st.sampled_from([3, 7, 1000]),
 )
-@settings(max_examples=60)
+@settings(max_examples=30)
 def test_a_cap_remembers_the_latest_scores_and_no_more(
     arrivals: list[list[tuple[float, int]]], quantile: float, examples: int
 ) -> None:

@@ -1,6 +1,5 @@
 """The history of every example: against a loop over examples, and through its file."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -171,6 +170,7 @@ def test_many_classes_keep_the_last_prediction_alone(monkeypatch: pytest.MonkeyP
 
 def test_a_recorder_goes_on_bit_for_bit() -> None:
     whole, first = HistoryRecorder(N), HistoryRecorder(N)
+    state: dict[str, Any] = {}
     for number, (batch, logits) in enumerate(steps()):
         if number == 4:
             state = first.state_dict()
@@ -264,7 +264,7 @@ def test_what_is_no_history(tmp_path: Path) -> None:
             read_history(tmp_path)
 
 
-@pytest.mark.parametrize("recipe", ["uniform", "table", "auto", "pool"])
+@pytest.mark.parametrize("recipe", ["table", "pool"])
 def test_a_run_leaves_the_history_of_what_it_trained_on(tmp_path: Path, recipe: str) -> None:
     run(toy(), settings(8, recipe=recipe), out=tmp_path / "o", clock=virtual())
     history, picks = read_history(tmp_path / "o"), read_picks(tmp_path / "o")
@@ -302,13 +302,6 @@ def test_a_killed_run_ends_with_the_same_history(tmp_path: Path) -> None:
     again = Keeping(every=kept, resume=True)
     run(toy(), chosen, out=tmp_path / "o", clock=virtual(), keeping=again)
     same(read_history(tmp_path / "o"), read_history(tmp_path / "whole"))
-
-
-def test_its_seconds_are_not_those_of_the_budget(tmp_path: Path) -> None:
-    with_folder = run(toy(), settings(9), out=tmp_path / "o", clock=virtual()).summary
-    assert with_folder == run(toy(), settings(9), clock=virtual()).summary
-    written = json.loads((tmp_path / "o" / "summary.json").read_text())
-    assert written["seconds_total"] == with_folder.seconds_total
 
 
 def test_suspicious_images_are_kept_as_pixels() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import TensorDataset
 
@@ -45,6 +45,7 @@ def test_exactly_a_share_of_the_labels_is_wrong(share: float) -> None:
     assert not torch.equal(found, bench("problems").flip(labels, share, seed=4)[0])
 
 
+@settings(max_examples=30)
 @given(wrong=st.lists(st.booleans(), min_size=1, max_size=20), seed=st.integers(0, 99))
 def test_precision_and_recall_agree_with_counting(wrong: list[bool], seed: int) -> None:
     if not any(wrong):
@@ -103,7 +104,8 @@ def test_it_compares_and_writes_what_it_found(
     def compare(share: int, cap: float, options: argparse.Namespace) -> dict[str, Path]:
         asked.append((share, cap, options.flags))
         folders = {}
-        for arm, changes in (("uniform", {"recipe": "uniform"}), ("capped", {"cap": cap})):
+        arms: dict[str, dict[str, Any]] = {"uniform": {"recipe": "uniform"}, "capped": {"cap": cap}}
+        for arm, changes in arms.items():
             folders[arm] = tmp_path / str(share) / arm
             for seed in range(options.seeds):
                 chosen = Settings(
@@ -114,13 +116,13 @@ def test_it_compares_and_writes_what_it_found(
 
     monkeypatch.setattr(room, "compare", compare)
     monkeypatch.setattr(room, "flipped", lambda share: (problem, wrong))
-    words = ["--out", str(tmp_path), "--seeds", "2", "--shares", "10", "--", "--clock", "virtual"]
+    words = ["--out", str(tmp_path), "--seeds", "1", "--shares", "10", "--", "--clock", "virtual"]
     monkeypatch.setattr(sys, "argv", ["label_noise.py", *words])
     room.main()
     assert asked == [(10, pytest.approx(0.8), ["--clock", "virtual"])]
     assert len(capsys.readouterr().out.splitlines()) == 2
     assert (tmp_path / "found.svg").stat().st_size > 1000
-    assert (tmp_path / "found.json").read_text().count('"arm": "capped"') == 2
+    assert (tmp_path / "found.json").read_text().count('"arm": "capped"') == 1
 
 
 def test_the_comparison_is_that_of_the_page(

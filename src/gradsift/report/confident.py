@@ -16,7 +16,7 @@ from gradsift.report.suspects import Judged
 
 _find: Callable[..., Any] | None
 try:
-    from cleanlab.filter import find_label_issues
+    from cleanlab.filter import find_label_issues  # pyright: ignore[reportMissingImports]
 except ImportError:
     _find = None
 else:
