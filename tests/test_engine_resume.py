@@ -142,6 +142,6 @@ def test_a_trainer_that_is_killed_is_resumed_with_new_workers(tmp_path: Path) ->
     assert all(line["oldest"] is None or line["oldest"] <= line["step"] for line in told)
     summary = json.loads((out / "summary.json").read_text())
     assert summary["examples_scored"] == delivered[-1]
-    assert summary["gate"]["state"] == "on"
+    assert summary["engine"]["kind"] == "local"
     curves = {line["set"] for line in found if line.get("name") == "curve"}
     assert curves <= {"train", "test"}
