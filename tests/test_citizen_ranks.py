@@ -3,8 +3,8 @@
 One pair of processes (`pair.py`) runs every check once, in sequence; the tests read what it saw.
 DDP and FSDP2, 2 ranks, with the recipes `pool`, `table`, `auto`, a published gate, two rules,
 hold-out losses and, behind DDP, predicted losses. Exceptions: hold-out losses need a whole model
-to copy; under FSDP2 `auto` measures no gradient (no process has all of one), so it offers the table and
-pools without the ratio of noise to signal, which counts as one batch.
+to copy; under FSDP2 `auto` measures no gradient (no process has all of one), so it offers the
+table and pools without the ratio of noise to signal, which counts as one batch.
 """
 
 import os
