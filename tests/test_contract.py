@@ -66,9 +66,9 @@ CROSS_ENTROPY = nn.CrossEntropyLoss(reduction="none")
 
 
 def open_at_once(recipe: Recipe) -> Recipe:
-    """The same recipe with a gate that opens after the first batch, or hold-out models that learn."""
+    """The same recipe with a gate that opens after the first batch, and quick hold-out models."""
     if recipe.holdout is not None:
-        return replace(recipe, ratio=3.0, holdout=Holdout(epochs=40, lr=0.3))
+        return replace(recipe, ratio=3.0, holdout=Holdout(epochs=20, lr=0.3))
     if recipe.gate is None or isinstance(recipe.gate, MeasuredGate):
         return recipe
     gate: Any = recipe.gate
