@@ -79,12 +79,12 @@ CROSS_ENTROPY = nn.CrossEntropyLoss(reduction="none")
 
 
 def open_at_once(recipe: Recipe) -> Recipe:
-    """The same recipe with a gate that opens after the first batch, so that it is exercised."""
+    """The same recipe with a gate that opens after the first batch, and quick hold-out models."""
     if recipe.prediction is not None:
         short = replace(recipe.prediction, warm_up=1, candidates=30, refresh=8, every=4)
         return replace(recipe, prediction=short)
     if recipe.holdout is not None:
-        return replace(recipe, ratio=3.0, holdout=Holdout(epochs=10, lr=0.1))
+        return replace(recipe, ratio=3.0, holdout=Holdout(epochs=20, lr=0.3))
     if recipe.gate is None or isinstance(recipe.gate, MeasuredGate):
         return recipe
     gate: Any = recipe.gate

@@ -112,7 +112,8 @@ RHO_LOSS = Recipe(
 The irreducible losses are those of two copies of the model, each trained on the half of the data
 that the other one tells the losses of: the paper's variant without hold-out data. Deviations: the
 copies have the model's own size; candidates are scored in eval mode. What the copies and the pools
-cost is paid in the run: count seconds, not steps."""
+cost is paid in the run: count seconds, not steps. Copies that have learnt too little make it leave
+out what they did not learn: look at `Holdout` when the training loss stalls."""
 
 KAKURENBO = replace(
     _OF_LOSSES,

@@ -64,8 +64,8 @@ class Picked(AbstractPolicy):
         self.lr_factor = self.picker.lr_factor
         mine = slice(self.ranks.rank, None, self.ranks.size) if self._common else slice(None)
         draw = Draw(whole.positions[mine], whole.weights[mine], batch_size)
-        self._picked += batch_size
-        self._mass += self.lr_factor * float(draw.weights.sum())
+        self._picked += whole.size
+        self._mass += self.lr_factor * float(whole.weights.sum())
         return Plan(draw=draw)
 
     def wants_scores(self, *, drawn: bool) -> bool:
