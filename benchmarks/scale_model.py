@@ -23,11 +23,11 @@ HEADER = 48
 FULLEST = 0.95
 """Share of its time that an owner or a link works at most: beyond, workers wait for leases."""
 
-SWEEPS = 3
-"""Simulated; ages are looked at in the last of them."""
+SWEEPS = 2
+"""Before ages are looked at, over one more sweep or one more publication, the longer of them."""
 
 LOOKS = 48
-"""Moments of the last sweep at which all ages are looked at."""
+"""Moments at which all ages are looked at."""
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -130,6 +130,11 @@ class Pace:
     delays: Floats
     busy: float
 
+    def cycle(self, setting: Setting) -> float:
+        """Seconds after which ages repeat: of a sweep or of a publication, the longer."""
+        interval = self.stride * setting.every * self.step
+        return max(setting.examples / self.rate, interval)
+
     def share(self, setting: Setting) -> float:
         """Of the trainer's time, that it trains."""
         return setting.step / self.step
@@ -229,8 +234,9 @@ class Scorings:
 
 
 def simulate(setting: Setting, costs: Costs, pace: Pace) -> Scorings:
-    """All scorings that begin within `SWEEPS` sweeps."""
-    horizon = SWEEPS * setting.examples / pace.rate + float(pace.delays.max())
+    """All scorings that begin within `SWEEPS` sweeps and a cycle."""
+    sweeps = SWEEPS * setting.examples / pace.rate
+    horizon = float(pace.delays.max()) + sweeps + pace.cycle(setting)
     begin, finish, worker, number = _rounds(setting, costs, pace, horizon)
     order = np.lexsort((worker, begin))
     block = np.arange(len(order)) % setting.blocks
@@ -282,7 +288,7 @@ def _served(sent: Floats, owner: Ints, seconds: float) -> Floats:
 
 
 def look(setting: Setting, pace: Pace, found: Scorings) -> tuple[Ints, float]:
-    """Ages of all blocks' scores, in steps, when they are trained on, over the last sweep.
+    """Ages of all blocks' scores, in steps, when they are trained on, over the last cycle.
 
     A newer version is never overwritten by an older one. A batch is trained on up to
     ``window − 1`` steps after it was drawn.
@@ -298,7 +304,7 @@ def look(setting: Setting, pace: Pace, found: Scorings) -> tuple[Ints, float]:
     starts = np.searchsorted(block, np.arange(setting.blocks))
     ages, unseen = [], 0
     for number in range(LOOKS):
-        moment = found.horizon * (1 - (1 - number / LOOKS) / SWEEPS)
+        moment = found.horizon - pace.cycle(setting) * (1 - number / LOOKS)
         counts = np.bincount(block[known <= moment], minlength=setting.blocks)
         seen = counts > 0
         step = int(moment / pace.step) + number % setting.window

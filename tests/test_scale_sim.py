@@ -115,12 +115,13 @@ class Twin:
             found[place] = free[owner]
         return found
 
-    def ages(self, horizon: float, looks: int, sweeps: int) -> tuple[list[int], int]:
+    def ages(self, horizon: float, looks: int) -> tuple[list[int], int]:
         scorings = self.scorings(horizon)
         known = self.known(scorings)
         ages, unseen = [], 0
+        cycle = max(self.setting.examples / self.pace.rate, self.interval)
         for number in range(looks):
-            moment = horizon * (1 - (1 - number / looks) / sweeps)
+            moment = horizon - cycle * (1 - number / looks)
             step = int(moment / self.pace.step) + number % self.setting.window
             for block in range(self.setting.blocks):
                 versions = [
@@ -160,7 +161,7 @@ def test_it_is_the_queue_of_single_events(bench, changes, update):
     assert found.version.tolist() == [version for _, version, _ in expected]
     np.testing.assert_allclose(found.known, twin.known(expected), rtol=1e-9)
     ages, unseen = model.look(setting, pace, found)
-    theirs, missing = twin.ages(found.horizon, model.LOOKS, model.SWEEPS)
+    theirs, missing = twin.ages(found.horizon, model.LOOKS)
     assert sorted(ages.tolist()) == sorted(theirs)
     assert unseen == pytest.approx(missing / (model.LOOKS * setting.blocks), abs=1e-12)
 
