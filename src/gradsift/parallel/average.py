@@ -1,8 +1,8 @@
 """Averaged weights: where a run has been lately, instead of where its last step happened to end.
 
-Noise makes weights jump at every step, and delay at a high learning rate makes them swing. Jumps
-mostly cancel in a mean over steps, swings do where the loss is quadratic around the minimum. A mean
-costs one addition per step and changes no step.
+Noise makes the weights jump at every step, and delay at a high learning rate makes them swing.
+Jumps mostly cancel in a mean over steps, swings do where the loss is quadratic around the minimum.
+A mean costs one addition per step and changes no step.
 """
 
 from collections.abc import Mapping
