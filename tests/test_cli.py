@@ -21,7 +21,10 @@ from gradsift.report.runs import read_run
 from gradsift.trainer import Point
 
 READING = ["--label", "--drop", "--missing", "--task", "--unit", "--context"]
-PARALLEL = ["--workers", "--delay", "--backend", "--compensation", "--rho", "--bound"]
+PARALLEL = [
+    *("--workers", "--delay", "--backend", "--compensation", "--rho", "--bound"),
+    *("--sampler", "--average"),
+]
 ENGINE = ["--engine", "--scorers", "--ray-address"]
 FLAGS = [
     *("--data", *READING, "--model", "--recipe", "--batch-size", "--pool-ratio", "--lr"),

@@ -229,7 +229,7 @@ def test_the_curve_of_a_long_test_part_follows_a_sample_of_it(
         sizes.append(len(data))
         return Quality(1.0, 1.0)
 
-    monkeypatch.setattr("gradsift.trainer.loop.TEST_SUBSAMPLE", 7)
+    monkeypatch.setattr("gradsift.trainer.evaluation.TEST_SUBSAMPLE", 7)
     monkeypatch.setattr("gradsift.trainer.loop.evaluate", count)
     (here / "s").write_text(svmlight(100))
     learn("libsvm:s", "linear", 2)

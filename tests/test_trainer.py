@@ -71,7 +71,7 @@ def test_every_recipe_trains(recipe, tmp_path):
     start = lines(tmp_path / "out", "eval")[0]
     assert summary.steps == 40
     assert summary.train_loss < 0.8 * start["train_loss"]
-    told = ("table", "engine", "history")
+    told = ("table", "engine", "history", "predicted")
     switched = recipes[recipe].gate is not None or recipes[recipe].source in told
     assert (summary.gate is not None) == switched
 
