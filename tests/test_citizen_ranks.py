@@ -39,7 +39,7 @@ FITS = (
 SHARED = tuple(name for name in FITS if "table" in name or "auto" in name or "engine" in name)
 Results = list[dict[str, Any]]
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(330)]
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
         )
         for rank in (0, 1)
     ]
-    said = [process.communicate(timeout=150)[1] for process in processes]
+    said = [process.communicate(timeout=300)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
     return [torch.load(folder / f"rank-{rank}.pt", weights_only=False) for rank in (0, 1)]
 
