@@ -29,6 +29,7 @@ TEAMS = {
     "gssgd": Workers("gssgd", 3, rho=3),
     "replayed": Workers("asgd", 2, compensation="replay", rho=4),
     "gsgd": Workers("gsgd", 1, rho=4),
+    "drawing": Workers("asgd", 2, "uniform:0:5", sampler="table", average=0.5),
 }
 
 
