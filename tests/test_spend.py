@@ -1,4 +1,4 @@
-"""What a gain is spent on: a smaller batch of equal noise, a larger step, or neither."""
+"""What a gain is spent on: the batch that gets on fastest, a larger step, or neither."""
 
 import math
 from typing import Any
@@ -14,7 +14,7 @@ from gradsift import UsageError, WeightedBatch, recipes
 from gradsift.clock import VirtualClock
 from gradsift.gate import Decision, Offer
 from gradsift.monitors.spending import lr_factor
-from gradsift.sifting.spending import FRESH, MEASURED, Spending, choose_spend
+from gradsift.sifting.spending import Spending, choose_spend
 
 LOSS = nn.CrossEntropyLoss(reduction="none")
 N, BATCH = 512, 16
@@ -24,73 +24,107 @@ def decided(ratio: float, scale: float = math.inf, source: Any = "table") -> Dec
     return Decision(Offer(source, 1.0, ratio + 0.5, lower=ratio), 1.5, "", noise_scale=scale)
 
 
+def timed(spending: Spending, fixed: float, steps: int = 128, machine: float = 1.0) -> None:
+    """Steps of the size in force, of which whole ones take a second on a machine of speed one."""
+    size = spending.size(64)
+    for _ in range(steps):
+        spending.timed(size, machine * (fixed + (1 - fixed) * size / 64))
+
+
+def tried(ratio: float, scale: float, fixed: float) -> tuple[Spending, list[int]]:
+    """A trial, and the sizes that it took."""
+    spending, sizes = Spending("batch"), []
+    for _ in range(5):
+        spending.decide(decided(ratio, scale), 64)
+        sizes.append(spending.size(64))
+        timed(spending, fixed)
+    return spending, sizes
+
+
 @pytest.mark.parametrize("scale", [8.0, 64.0, 1e6, math.inf])
-@pytest.mark.parametrize("ratio", [1.0, 1.3, 2.0, 5.0, 40.0])
-def test_the_smallest_eighth_that_is_no_noisier(ratio: float, scale: float) -> None:
+@pytest.mark.parametrize("ratio", [2.5, 5.0, 40.0])
+@pytest.mark.parametrize("fixed", [0.0, 0.35, 0.7, 1.0])
+def test_the_eighth_that_gets_on_fastest(ratio: float, scale: float, fixed: float) -> None:
     """With trΣ = scale and ‖μ‖² = 1 by definition; noise of size s is (D − 1)/s."""
     if ratio > scale + 1:
         pytest.skip("no second moment is below the squared mean")
-    spending = Spending("batch")
-    spending.decide(decided(ratio, scale), 64)
     trace = 1e12 if math.isinf(scale) else scale
-    drawn = (trace + 1) / ratio - 1
-    quiet = [size for size in range(8, 65, 8) if drawn / size <= trace / 64 * (1 + 1e-6)]
-    assert spending.size(64) == min(quiet)
+    drawn, plain = (trace + 1) / ratio - 1, trace / 64
+    speeds = {}
+    for size in range(8, 65, 8):
+        progress = 1 - (1 + drawn / size) / (1 + plain) / 2
+        quiet = drawn / size <= plain * (1 + 1e-6)
+        speeds[size] = quiet * progress / (fixed + (1 - fixed) * size / 64)
+    _, sizes = tried(ratio, scale, fixed)
+    if min(size for size in speeds if speeds[size]) > 32:
+        assert sizes == [64] * 5
+        return
+    assert sizes[:4] == [64, 32, 64, 32]
+    assert speeds[sizes[4]] == pytest.approx(max(speeds.values()), rel=1e-9)
 
 
-def timed(spending: Spending, size: int, seconds: float, steps: int = 32) -> None:
-    for _ in range(steps):
-        spending.timed(size, seconds)
+@pytest.mark.parametrize("ratio", [0.5, 1.0, 1.9])
+def test_before_half_is_quiet_enough_nothing_is_tried(ratio: float) -> None:
+    assert tried(ratio, math.inf, 0.2)[1] == [64] * 5
 
 
-def test_a_size_that_is_no_faster_is_given_up_until_the_steps_have_doubled() -> None:
-    spending = Spending("batch")
-    spending.decide(decided(4.0), 64)
-    assert spending.size(64) == 16
-    timed(spending, 64, 1.0)
-    timed(spending, 16, 1.0)
-    spending.decide(decided(4.0), 64)
-    assert spending.size(64) == 64
-    timed(spending, 64, 1.0, steps=63)
-    spending.decide(decided(4.0), 64)
-    assert spending.size(64) == 64
-    timed(spending, 64, 1.0, steps=1)
-    spending.decide(decided(4.0), 64)
-    assert spending.size(64) == 16
-    timed(spending, 16, 0.5, steps=200)
-    spending.decide(decided(4.0), 64)
-    assert spending.size(64) == 16
-
-
-def test_seconds_of_long_ago_are_measured_anew_before_a_size_is_given_up() -> None:
-    """The machine has become half as fast since the whole batch was timed."""
-    spending = Spending("batch")
-    timed(spending, 64, 1.0)
+def test_a_smaller_ratio_takes_a_larger_batch_without_another_trial() -> None:
+    spending, sizes = tried(4.0, math.inf, 0.1)
+    assert sizes[-1] == 16
+    spending.decide(decided(1.6), 64)
+    assert spending.size(64) == 40
     spending.decide(decided(1.0), 64)
-    spending.decide(decided(4.0), 64)
-    assert spending.size(64) == 16
-    timed(spending, 16, 0.6, steps=FRESH)
-    spending.decide(decided(4.0), 64)
-    assert spending.size(64) == 16
-    timed(spending, 16, 1.2, steps=200)
-    spending.decide(decided(4.0), 64)
     assert spending.size(64) == 64
-    timed(spending, 64, 2.0, steps=MEASURED)
-    spending.decide(decided(4.0), 64)
-    assert spending.size(64) == 16
-    timed(spending, 16, 1.2, steps=200)
-    spending.decide(decided(4.0), 64)
-    assert spending.size(64) == 16
 
 
-def test_noisy_seconds_of_a_size_close_to_the_whole_give_nothing_up() -> None:
+def test_sizes_are_tried_again_when_the_steps_have_doubled() -> None:
+    spending, _ = tried(4.0, math.inf, 1.0)
+    assert spending.size(64) == 64
+    timed(spending, 1.0, steps=4 * 128 - 128)
+    for expected in (64, 32, 64, 32, 16):
+        spending.decide(decided(4.0), 64)
+        assert spending.size(64) == expected
+        timed(spending, 0.0)
+
+
+@pytest.mark.parametrize("machine", [0.5, 2.0])
+def test_a_machine_that_changes_speed_changes_nothing(machine: float) -> None:
+    """Its seconds of before are those of other sizes; only shares within a trial count."""
+    spending, sizes = tried(4.0, math.inf, 0.3)
+    timed(spending, 0.3, steps=200, machine=machine)
+    spending.decide(decided(4.0), 64)
+    assert spending.size(64) == sizes[-1] == 24
+
+
+def test_a_machine_that_changes_speed_within_a_trial_changes_little() -> None:
+    """It slows down by a fifth: the sizes take turns, so both have met the slow machine."""
     spending = Spending("batch")
-    spending.decide(decided(1.2), 64)
-    assert spending.size(64) == 56
-    timed(spending, 64, 1.0)
-    timed(spending, 56, 1.1)
+    for machine in (1.0, 1.05, 1.15, 1.2):
+        spending.decide(decided(4.0), 64)
+        timed(spending, 0.3, machine=machine)
     spending.decide(decided(4.0), 64)
-    assert spending.size(64) == 16
+    assert spending.size(64) in {24, 32}
+
+
+def test_a_trial_that_is_interrupted_begins_again() -> None:
+    spending = Spending("batch")
+    for ratio, expected in ((4.0, 64), (4.0, 32), (1.0, 64), (4.0, 64), (4.0, 32), (4.0, 64)):
+        spending.decide(decided(ratio), 64)
+        assert spending.size(64) == expected
+        timed(spending, 0.3)
+
+
+def test_a_trial_goes_on_in_a_resumed_run() -> None:
+    spending, other = Spending("batch"), Spending("batch")
+    for _ in range(3):
+        spending.decide(decided(4.0), 64)
+        timed(spending, 0.3)
+    other.load_state_dict(spending.state_dict())
+    for expected in (32, 24, 24):
+        for each in (spending, other):
+            each.decide(decided(4.0), 64)
+            assert each.size(64) == expected
+            timed(each, 0.3)
 
 
 @pytest.mark.parametrize("source", ["off", "pool"])

@@ -10,18 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from enumeration import float64, systematic_law
+from enumeration import float64
 from gradsift.errors import UsageError
 from gradsift.monitors.spending import (
-    allowed_batch,
     equal_noise_batch,
+    fastest_batch,
     kept_step_gain,
     lr_factor,
     noise_scale,
-    pool_equal_noise_batch,
     progress,
 )
-from gradsift.sampling.inclusion import capped_inclusion
 
 CURVATURE = 0.7
 CENTRES = float64([3.0, 0.5, -1.0, 0.4, 0.8, -0.3]).reshape(3, 2)
@@ -108,90 +106,39 @@ def test_estimates_that_contradict_each_other_leave_the_batch(
     assert equal_noise_batch(64, drawn, uniform, mean_square) == expected
 
 
-def pool_noise(g: Tensor, signal: float, candidates: float, exact: float) -> float:
-    """The documented variance of a pool, by the inclusion probabilities themselves."""
-    inclusion = capped_inclusion(g, len(g) * exact / candidates)
-    m1, m2 = float(g.mean()), float(g.square().mean())
-    inside = (1 - signal / m1**2) * (float((g.square() / inclusion).mean()) - m2)
-    return (m2 - signal + inside) / candidates
+@pytest.mark.parametrize("name", PROPOSALS)
+@pytest.mark.parametrize("fixed", [0.0, 0.2, 0.5, 0.8, 1.0])
+def test_the_fastest_batch_makes_most_progress_per_second(name: str, fixed: float) -> None:
+    """All batches of up to four draws are enumerated, at the step best for uniform ones."""
+    p, batch, sizes = PROPOSALS[name], 4, [1, 2, 3, 4]
+    step, _ = best_step(UNIFORM, batch)
+    speeds = {}
+    for size in sizes:
+        probabilities, found = estimates(p, size)
+        start = float(mean_losses(torch.zeros(1, 2, dtype=torch.float64)))
+        decrease = start - float(probabilities @ mean_losses(-step * found))
+        quiet = enumerated_noise(p, size) <= enumerated_noise(UNIFORM, batch)
+        speeds[size] = decrease / (fixed + (1 - fixed) * size / batch) if quiet else -math.inf
+    equal = equal_noise_batch(batch, second_moment(p), second_moment(UNIFORM), SIGNAL)
+    expected = max(sizes, key=lambda size: (speeds[size], size))
+    assert fastest_batch(batch, equal, B_N, fixed, sizes) == expected
 
 
-def slow_pool_batch(batch: float, candidates: int, g: Tensor, signal: float) -> float:
-    """Halves the interval in which the pool becomes as quiet as the uniform batch."""
-    wanted = (float(g.square().mean()) - signal) / batch
-    low, high = 0.0, float(candidates)
-    for _ in range(50):
-        middle = (low + high) / 2
-        if pool_noise(g, signal, candidates, middle) > wanted:
-            low = middle
-        else:
-            high = middle
-    return high
-
-
-@given(
-    scores=st.lists(st.floats(0.01, 100.0), min_size=1, max_size=30),
-    ratio=st.sampled_from([1.0, 1.5, 3.0, 10.0]),
-    share=st.floats(-0.5, 0.95),
-)
-@settings(derandomize=True, max_examples=40, deadline=None)
-def test_the_pool_batch_is_that_of_a_search(
-    scores: list[float], ratio: float, share: float
-) -> None:
-    g = float64(scores)
-    signal = share * float(g.mean()) ** 2
-    exact = pool_equal_noise_batch(64, round(64 * ratio), g, signal)
-    slow = slow_pool_batch(64, round(64 * ratio), g, max(0.0, signal))
-    assert exact == pytest.approx(slow, rel=1e-6)
-    assert exact <= 64 * (1 + 1e-9)
-
-
-@pytest.mark.parametrize("cosine", [0.0, 0.6, 1.0])
-@pytest.mark.parametrize("size", [1, 2, 3])
-def test_the_variance_inside_a_pool_is_that_of_enumeration(cosine: float, size: int) -> None:
-    """Every set that a systematic draw can take, and every sign of the parts across ``μ``."""
-    g = float64([0.5, 1.0, 2.0, 6.0])
-    n = len(g)
-    inclusion = capped_inclusion(g, size)
-    law = systematic_law(inclusion)
-    total = 0.0
-    signs = list(itertools.product((-1.0, 1.0), repeat=n))
-    for sign in signs:
-        across = math.sqrt(1 - cosine**2) * g * float64(sign)
-        pool = torch.stack([cosine * g, across], 1)
-        for chosen, probability in law.items():
-            ids = list(chosen)
-            estimate = (pool[ids] / inclusion[ids, None]).sum(0) / n
-            total += probability * float((estimate - pool.mean(0)).square().sum()) / len(signs)
-    signal = (cosine * float(g.mean())) ** 2
-    from_pool = (float(g.square().mean()) - signal) / n
-    assert pool_noise(g, signal, n, size) - from_pool == pytest.approx(total, rel=1e-9, abs=1e-12)
-    if cosine < 1:
-        as_noisy = (float(g.square().mean()) - signal) / (from_pool + total)
-        assert pool_equal_noise_batch(as_noisy, n, g, signal) == pytest.approx(size, rel=1e-9)
-
-
-def test_pools_at_their_ends() -> None:
-    g = float64([1.0, 2.0, 9.0])
-    assert pool_equal_noise_batch(64, 64, g, 0.0) == pytest.approx(64)
-    assert pool_equal_noise_batch(64, 192, torch.ones(3), 0.4) == pytest.approx(64, rel=1e-12)
-    assert pool_equal_noise_batch(64, 192, torch.zeros(3), 0.0) == pytest.approx(64, rel=1e-12)
-    assert pool_equal_noise_batch(64, 192, g, 16.0) == 0.0
-    assert pool_equal_noise_batch(64, 192, g, 16.1) == 64.0
-    assert pool_equal_noise_batch(64, 192, torch.ones(3), 1.0) == 64.0
-
-
+@pytest.mark.parametrize("scale", [0.5, 64.0, math.inf])
 @pytest.mark.parametrize(
-    ("exact", "expected"),
+    ("equal", "quiet"),
     [(0.0, 8), (8.0, 8), (8.000000001, 8), (8.1, 16), (31.9, 32), (63.0, 64), (1e9, 64)],
 )
-def test_the_allowed_batch_is_the_next_larger_one(exact: float, expected: int) -> None:
-    assert allowed_batch(exact, range(8, 65, 8)) == expected
-    assert allowed_batch(exact, [64, 8, 32, 16, 24, 40, 48, 56]) == expected
+def test_seconds_in_proportion_take_the_next_larger_size(
+    equal: float, quiet: int, scale: float
+) -> None:
+    assert fastest_batch(64, equal, scale, 0.0, range(8, 65, 8)) == quiet
+    assert fastest_batch(64, equal, scale, -0.2, [64, 8, 32, 16, 24, 40, 48, 56]) == quiet
+    assert fastest_batch(64, equal, scale, 1.2, range(8, 65, 8)) == 64
 
 
 def test_an_infinite_batch_gets_the_largest() -> None:
-    assert allowed_batch(math.inf, (8, 16)) == 16
+    assert fastest_batch(64, math.inf, 64.0, 0.0, (8, 16)) == 16
 
 
 def test_the_noise_scale_of_a_population() -> None:
@@ -313,12 +260,14 @@ NAN = math.nan
         (lambda: equal_noise_batch(8, NAN, 1.0, 0.0), "received drawn moment nan"),
         (lambda: equal_noise_batch(8, 1.0, -1.0, 0.0), r"received uniform moment -1\.0"),
         (lambda: equal_noise_batch(8, 1.0, 1.0, NAN), "received mean_square nan"),
-        (lambda: pool_equal_noise_batch(8, 7, torch.ones(2), 0.0), "batch 8 and 7 candidates"),
-        (lambda: pool_equal_noise_batch(8, 9, -torch.ones(2), 0.0), "scores are negative"),
-        (lambda: pool_equal_noise_batch(8, 9, torch.ones(2), NAN), "received mean_square nan"),
-        (lambda: allowed_batch(NAN, [8]), "allowed_batch received nan"),
-        (lambda: allowed_batch(4.0, []), r"received sizes \[\], expected at least one"),
-        (lambda: allowed_batch(4.0, [0, 8]), r"received sizes \[0, 8\]"),
+        (lambda: fastest_batch(8, NAN, 1.0, 0.5, [8]), "received equal nan and fixed 0"),
+        (lambda: fastest_batch(8, 4.0, 1.0, NAN, [8]), "received equal 4.0 and fixed nan"),
+        (lambda: fastest_batch(8, 4.0, NAN, 0.5, [8]), "noise_scale nan"),
+        (
+            lambda: fastest_batch(8, 4.0, 1.0, 0.5, []),
+            r"received sizes \[\], expected at least one",
+        ),
+        (lambda: fastest_batch(8, 4.0, 1.0, 0.5, [0, 8]), r"received sizes \[0, 8\]"),
         (lambda: noise_scale(NAN, 1.0), "received trace nan"),
         (lambda: noise_scale(1.0, NAN), "received mean_square nan"),
         (lambda: lr_factor(64, 2.0, 1.0, cap=0.5), r"received cap 0\.5, expected at least 1"),

@@ -77,11 +77,12 @@ def test_what_is_spent_goes_on() -> None:
     table = Offer("table", 1.0, variance_ratio=4.2, lower=4.0)
     decision = Decision(table, 2.0, "", noise_scale=float("inf"))
     first, second = Spending("batch"), Spending("batch")
-    first.decide(decision, batch_size=64)
-    for _ in range(40):
-        first.timed(16, 0.1)
+    for _ in range(2):
+        first.decide(decision, batch_size=64)
+        for _ in range(40):
+            first.timed(first.size(64), 0.1)
     second.load_state_dict(copied(first.state_dict()))
-    assert second.size(64) == 16
+    assert second.size(64) == 32
     assert second.state_dict() == first.state_dict()
     with pytest.raises(UsageError, match="spend 'batch' received, expected 'lr'"):
         Spending("lr").load_state_dict(first.state_dict())

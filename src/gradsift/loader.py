@@ -65,10 +65,11 @@ def sift(
             engine then scores in the training process itself. Of several ranks the first runs it
             for all, with parameters that are whole on each. Ends with ``train.close()``, or with
             the process.
-        spend: what lower variance is spent on: "batch", a smaller batch of equal noise, in
-            eighths of the loader's own, as far as steps get faster: the same steps in less time;
-            "noise", less of it in each step, which fits the training set better in as many steps
-            and may test worse (``docs/log.md``); "lr", a larger step: multiply your learning rate
+        spend: what lower variance is spent on: "batch", the batch of most progress per
+            second, in eighths of the loader's own and no noisier than it: smaller ones as far as
+            their steps take less time, less noise as far as not; "noise", less of it in each step,
+            which fits the training set better in as many steps and may test worse
+            (``docs/log.md``); "lr", a larger step: multiply your learning rate
             by ``train.lr_factor``. "batch" and "lr" need ``recipe="auto"``, and act while the score
             table is in use. By default "batch", but "noise" with another recipe or for a model
             with BatchNorm. An adaptive optimiser takes larger steps by itself when noise falls.

@@ -14,12 +14,7 @@ at ``η = (1/h) / (1 + B_n/(b R))``.
 import math
 from collections.abc import Sequence
 
-import torch
-from jaxtyping import Float, Float64
-from torch import Tensor
-
 from gradsift.errors import UsageError
-from gradsift.sampling.quarantine import clean
 
 ROUNDING = 1e-9
 """A batch that is too small by this share of itself is large enough."""
@@ -57,96 +52,59 @@ def equal_noise_batch(batch: float, drawn: float, uniform: float, mean_square: f
     return batch * (drawn - signal) / (uniform - signal)
 
 
-def pool_equal_noise_batch(
-    batch: float, candidates: int, scores: Float[Tensor, " n"], mean_square: float
-) -> float:
-    """The ``b'`` of ``B`` candidates, drawn without replacement, as noisy as ``b`` uniform ones.
+def fastest_batch(
+    batch: float, equal: float, noise_scale: float, fixed: float, sizes: Sequence[int]
+) -> int:
+    """Of the sizes that are no noisier than ``b`` uniform examples, the one that gets on fastest.
 
-    A pool has noise of its own, ``trΣ/B``, which no draw from it can remove. With
-    ``π = min(1, c·g)`` and ``E[π] = b'/B`` this solves ``V_pool(b') = trΣ/b``::
+    A step of ``s`` drawn examples has ``equal/s`` times the noise of ``b`` uniform ones, so at an
+    unchanged step size, with ``x = B_n/b`` and a step of ``b`` as the unit of seconds, it makes
 
-        V_pool(b') = trΣ/B + (1 − k)(E[g²/π] − E[g²])/B,   k = ‖μ‖²/(E g)²
+        (2 − (1 + x equal/s)/(1 + x)) / (φ + (1 − φ) s/b)
 
-    The second term is the variance of a draw of fixed size given the pool. It is exact where the
-    part of a gradient along ``μ`` is the same share of every norm, and the other parts are
-    unrelated: the first are proportional to ``π``, or taken for certain, and add no noise. As in
-    `pool_ratio_capped`, ``c`` is the population's, so the pool is large.
-
-    With the ``m`` largest scores certain, ``E[g²/π]`` is a rational function of ``b'``. The
-    solution is the smallest ``b'`` over all ``m`` that keep every other ``π`` below one: a sort
-    and prefix sums, without iteration.
+    of progress per second. Where a step takes as long whatever its size (``φ = 1``) that is
+    greatest at ``b``: all of the gain is lower noise. Where seconds are in proportion to examples
+    (``φ = 0``) it is greatest at ``equal``, where the noise is that of before.
 
     Args:
-        batch: ``b``, examples, above 0 and at most ``B``.
-        candidates: ``B``, the size of the pool, which stays.
-        scores: a sample of the population's gradient norms, each >= 0.
-        mean_square: ``‖μ‖²`` in the unit of the squared scores; below zero counts as zero.
+        batch: ``b``, examples, above 0.
+        equal: examples at which the noise is that of ``b`` uniform ones, `equal_noise_batch`.
+        noise_scale: ``B_n``, `noise_scale`, examples, >= 0 or infinity.
+        fixed: ``φ``, the share of the seconds of a step of ``b`` that do not depend on its size;
+            what is measured outside [0, 1] counts as the nearer end.
+        sizes: positive sizes in any order, none above ``b``: few of them mean few shapes to
+            compile, and a batch that does not follow every estimate.
 
     Returns:
-        A real number of examples in [0, B]. It is ``b`` itself where the estimates contradict each
-        other (``‖μ‖² > (E g)²``), or leave no noise to equal.
+        The largest size where none is quiet enough.
 
     Raises:
-        UsageError: for sizes out of range, no scores, or a negative score.
-
-    Reference:
-        The variance is Hájek's (1964), for draws of fixed size.
+        UsageError: for numbers out of range, no sizes, or a size below 1.
 
     Example:
-        >>> import torch
-        >>> scores = torch.tensor([0.1, 0.1, 0.1, 2.7])
-        >>> round(pool_equal_noise_batch(64, 192, scores, mean_square=0.0), 1)
-        19.7
+        >>> eighths = range(8, 65, 8)
+        >>> [fastest_batch(64, 16.0, float("inf"), fixed, eighths) for fixed in (0.0, 0.3, 1.0)]
+        [16, 24, 64]
     """
     _check_positive("batch", batch)
-    if not batch <= candidates:
+    if not (equal >= 0 and not math.isnan(fixed)):
         raise UsageError(
-            f"received batch {batch} and {candidates} candidates, expected at least as many "
-            "candidates: a pool is no smaller than the batch"
+            f"fastest_batch received equal {equal} and fixed {fixed}, expected examples >= 0 and "
+            "a share of the seconds of a step"
         )
-    g = clean(scores).values.sort(descending=True).values
-    m1, m2, signal = float(g.mean()), float(g.square().mean()), _signal(mean_square)
-    if signal > m1**2 or m2 <= signal:
-        return float(batch)
-    if signal == m1**2:
-        return 0.0
-    excess = (m2 - signal) * (candidates / batch - 1) / (1 - signal / m1**2)
-    return candidates * _smallest_share(g, excess)
-
-
-def _smallest_share(g: Float64[Tensor, " n"], excess: float) -> float:
-    """The least ``E[π]`` with ``E[g²/π] = E[g²] + excess``, for descending ``g``, ``π <= 1``."""
-    rest, squares = (part.flip(0).cumsum(0).flip(0) for part in (g, g.square()))
-    room = rest.square() / (squares + len(g) * excess)
-    certain = torch.arange(len(g), dtype=torch.float64)
-    feasible = g * room <= rest
-    return float((certain + room)[feasible].min()) / len(g)
-
-
-def allowed_batch(exact: float, sizes: Sequence[int]) -> int:
-    """The smallest of a fixed set of sizes that is at least ``exact``; the largest if none is.
-
-    Few sizes mean few shapes to compile, and a batch that does not follow every estimate.
-
-    Args:
-        exact: `equal_noise_batch`, or `pool_equal_noise_batch`.
-        sizes: positive sizes in any order, none above the user's own batch: its eighths, say.
-
-    Raises:
-        UsageError: for a number that is not >= 0, no sizes, or a size below 1.
-
-    Example:
-        >>> allowed_batch(41.2, sizes=range(8, 65, 8)), allowed_batch(90.0, sizes=range(8, 65, 8))
-        (48, 64)
-    """
-    if not exact >= 0:
-        raise UsageError(f"allowed_batch received {exact}, expected a number of examples, >= 0")
     if len(sizes) == 0 or min(sizes) < 1:
         raise UsageError(
-            f"allowed_batch received sizes {list(sizes)}, expected at least one, each >= 1: "
+            f"fastest_batch received sizes {list(sizes)}, expected at least one, each >= 1: "
             "pass the sizes that a batch may have"
         )
-    return min((size for size in sizes if size >= exact * (1 - ROUNDING)), default=max(sizes))
+    share = min(max(fixed, 0.0), 1.0)
+
+    def speed(size: int) -> float:
+        ratio = size / max(equal, ROUNDING * batch)
+        return kept_step_gain(ratio, noise_scale, batch) / (share + (1 - share) * size / batch)
+
+    quiet = [size for size in sizes if size >= equal * (1 - ROUNDING)]
+    return max(sorted(quiet, reverse=True), key=speed, default=max(sizes))
 
 
 def noise_scale(trace: float, mean_square: float) -> float:

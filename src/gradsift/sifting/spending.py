@@ -5,7 +5,7 @@ from typing import Any, get_args
 
 from gradsift.errors import UsageError
 from gradsift.gate import Decision
-from gradsift.monitors.spending import allowed_batch, equal_noise_batch, lr_factor
+from gradsift.monitors.spending import equal_noise_batch, fastest_batch, lr_factor
 from gradsift.monitors.timing import StepTimes
 from gradsift.recipes.recipe import Recipe
 from gradsift.records import Spend
@@ -14,11 +14,8 @@ from gradsift.sifting.setup import batch_norms
 
 ALONE = Alone()
 
-FRESH = 512
-"""Steps for which seconds count as those of the machine as it is."""
-
-MEASURED = 128
-"""Steps that measure a batch size anew."""
+VISITS = 4
+"""The whole batch and half of it take turns so often while a trial measures their seconds."""
 
 EIGHTHS = 8
 """Batches have one of so many sizes: few shapes to compile."""
@@ -60,12 +57,14 @@ def choose_spend(spend: Any, recipe: Recipe, model: Any = None) -> Spend:
 class Spending:
     """Batch size and learning rate of the steps that draw from the table.
 
-    ``"batch"`` takes the smallest eighth of b that is no noisier than b uniform examples,
-    ``b' = b (E[w² g²] − ‖μ‖²)/(E[g²] − ‖μ‖²)``, at the lower end of the variance ratio. It pays
-    only where steps of b' examples take less time than steps of b: where half of b or less was
-    measured and is not faster, the whole b is measured anew, as the machine now is, and if that is
-    no slower, it is taken until the steps so far have doubled. ``"lr"`` takes the noise-scale
-    rule, `gradsift.monitors.spending.lr_factor`.
+    ``"batch"`` takes the eighth of b that makes most progress per second and is no noisier than b
+    uniform examples, `gradsift.monitors.spending.fastest_batch`, at the lower end of the variance
+    ratio. What a size costs is found out by a trial: b and half of it take turns, and the share
+    of a step's seconds that its size does not change is ``φ = 2 t(b/2)/t(b) − 1``. A trial begins
+    when half of b is quiet enough, and again when the steps so far have doubled; before the first
+    one all of the gain is lower noise. Only shares matter, so a machine that becomes slower as a
+    whole changes nothing. ``"lr"`` takes the noise-scale rule,
+    `gradsift.monitors.spending.lr_factor`.
 
     Args:
         spend: "noise" leaves both as they are.
@@ -76,19 +75,25 @@ class Spending:
     Example:
         >>> from gradsift.gate import Offer
         >>> table = Offer("table", 1.0, variance_ratio=4.2, lower=4.0)
-        >>> spending = Spending("batch")
-        >>> spending.decide(Decision(table, 2.0, "", noise_scale=float("inf")), batch_size=64)
-        >>> spending.size(64)
-        16
+        >>> decision = Decision(table, 2.0, "", noise_scale=float("inf"))
+        >>> spending, sizes = Spending("batch"), []
+        >>> for _ in range(5):
+        ...     spending.decide(decision, batch_size=64)
+        ...     sizes.append(spending.size(64))
+        ...     for _ in range(32):
+        ...         spending.timed(sizes[-1], seconds=0.1 * sizes[-1])
+        >>> sizes
+        [64, 32, 64, 32, 16]
     """
 
     def __init__(self, spend: Spend) -> None:
         self.lr_factor = 1.0
         self._spend = spend
         self._size: int | None = None
-        self._steps = self._whole_until = 0
-        self._whole_at = 0
-        self._times = StepTimes()
+        self._steps = self._again_at = 0
+        self._visits = 0
+        self._fixed: float | None = None
+        self._times = StepTimes(kept=30)
 
     def size(self, batch_size: int) -> int:
         """How many examples a step out of the table takes."""
@@ -108,12 +113,14 @@ class Spending:
                 batch_size * ranks.size, max(ratio, 0.0), decision.noise_scale
             )
         elif self._spend == "batch":
-            self._judge(batch_size)
             signal = 1 / (1 + decision.noise_scale)
-            exact = equal_noise_batch(batch_size, 1 / max(ratio, 1.0), 1.0, signal)
-            sizes = [max(1, part * batch_size // EIGHTHS) for part in range(1, EIGHTHS + 1)]
-            size = allowed_batch(exact, sizes)
-            self._size = ranks.lead(batch_size if self._steps < self._whole_until else size)
+            equal = equal_noise_batch(batch_size, 1 / max(ratio, 1.0), 1.0, signal)
+            found = self._on_trial(batch_size, equal)
+            if found is None:
+                sizes = [max(1, part * batch_size // EIGHTHS) for part in range(1, EIGHTHS + 1)]
+                fixed = 1.0 if self._fixed is None else self._fixed
+                found = fastest_batch(batch_size, equal, decision.noise_scale, fixed, sizes)
+            self._size = ranks.lead(found)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers, from which `load_state_dict` goes on."""
@@ -121,7 +128,8 @@ class Spending:
             "spend": self._spend,
             "lr_factor": self.lr_factor,
             "size": self._size,
-            "steps": [self._steps, self._whole_until, self._whole_at],
+            "steps": [self._steps, self._again_at, self._visits],
+            "fixed": self._fixed,
             "times": self._times.state_dict(),
         }
 
@@ -138,16 +146,21 @@ class Spending:
             )
         self.lr_factor = state["lr_factor"]
         self._size = state["size"]
-        self._steps, self._whole_until, self._whole_at = state["steps"]
+        self._steps, self._again_at, self._visits = state["steps"]
+        self._fixed = state["fixed"]
         self._times.load_state_dict(state["times"])
 
-    def _judge(self, batch_size: int) -> None:
-        """Sizes above half of b differ too little from it for a judgement by noisy seconds."""
-        size = self.size(batch_size)
-        if size == batch_size:
-            self._whole_at = self._steps
-        whole, smaller = self._times.median(str(batch_size)), self._times.median(str(size))
-        if whole is None or smaller is None or 2 * size > batch_size or smaller < whole:
-            return
-        fresh = self._steps - self._whole_at <= FRESH
-        self._whole_until = 2 * self._steps if fresh else self._steps + MEASURED
+    def _on_trial(self, batch_size: int, equal: float) -> int | None:
+        """The size that is to be measured next; None where no trial is under way."""
+        half = batch_size // 2
+        if half < 1 or equal > half or self._steps < self._again_at:
+            self._visits = 0
+            return None
+        if self._visits < VISITS:
+            self._visits += 1
+            return batch_size if self._visits % 2 else half
+        self._visits, self._again_at = 0, 2 * self._steps
+        whole, halved = self._times.median(str(batch_size)), self._times.median(str(half))
+        if whole and halved is not None:
+            self._fixed = (halved / whole - half / batch_size) / (1 - half / batch_size)
+        return None
