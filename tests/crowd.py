@@ -17,6 +17,7 @@ from gradsift.parallel import (
     ParameterServer,
     Recording,
     Service,
+    TailAverage,
     WindowGuide,
     asgd,
 )
@@ -60,7 +61,7 @@ def make_parts(memory=LONGEST):
 
 def make_service():
     server, guide = make_parts()
-    return Service(server, lines(), guide)
+    return Service(server, lines(), guide, TailAverage(), after=7)
 
 
 def rate(received):
@@ -68,15 +69,18 @@ def rate(received):
 
 
 def replayed(taken, stream):
-    """The server and guide of a simulation in which gradients arrive as they did."""
+    """Server, guide and average of a simulation in which gradients arrive as they did."""
     recording = Recording.of(taken)
     server, guide = make_parts(memory=len(taken))
     rounds = asgd(server, lines(), recording.arrivals, recording.reordered(stream), guide)
+    average = TailAverage()
     for received in range(len(taken)):
         for group in server.optimizer.param_groups:
             group["lr"] = rate(received)
         next(rounds)
-    return server, guide
+        if received >= 7:
+            average.add(server.weights)
+    return server, guide, average
 
 
 def weights_of(state):

@@ -122,7 +122,6 @@ for flags, message in {
     "--recipe gasgd --sampler table": "share shuffled batches: use one of asgd, ssp",
     "--recipe asgd --sampler table --compensation age+replay": "are not replayed",
     "--recipe asgd --sampler table --backend ray": "workers on Ray share shuffled batches",
-    "--recipe asgd --average 0.5 --backend ray": "keep the last weights",
     "--recipe ssgd --compensation gap+replay": "no gradient is late",
     "--recipe asgd --average 1.5": "average 1.5 received, expected a share",
     "--sampler table": "--sampler received",

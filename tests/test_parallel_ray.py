@@ -72,11 +72,14 @@ def test_a_worker_is_killed_one_is_added_and_the_server_dies() -> None:
     assert tickets.open == 0
     assert tickets.lost >= 1
     assert tickets.undone >= 1
-    server, guide = crowd.replayed(tickets.taken, crowd.stream(total))
+    server, guide, average = crowd.replayed(tickets.taken, crowd.stream(total))
     state = coordinator.state["server"]
     assert (state["received"], state["version"]) == (total, server.version)
     assert coordinator.state["guide"]["replays"] == guide.replays > 0
     assert crowd.weights_of(coordinator.state) == [weight.tolist() for weight in server.weights]
+    assert coordinator.state["average"]["count"] == average.count == total - 7
+    found = [weight.tolist() for weight in coordinator.state["average"]["mean"]]
+    assert found == [weight.tolist() for weight in average.weights]
     actors.close()
     actors.close()
     assert not ray.is_initialized()
@@ -101,7 +104,7 @@ def train(words: str) -> dict[str, Any]:
 SAME = ("train_loss", "test_loss", "train_error", "test_error", "steps", "examples_trained")
 WORDS = (
     "--recipe gasgd --workers 2 --model mlp --batch-size 32 --budget 40steps --compensation gap"
-    " --clock virtual"
+    " --average 0.5 --clock virtual"
 )
 
 
@@ -152,7 +155,7 @@ def test_what_fails_in_an_actor_is_said_in_one_line() -> None:
         actors.close()
     other = {**state, "guide": None}
     actors = ray_actors(crowd.lines, crowd.make_service)
-    with pytest.raises(UsageError, match="the state has no guide, expected one"):
+    with pytest.raises(UsageError, match="a state without guide received, expected one"):
         actors.open(other)
     actors.close()
     lock = threading.Lock()

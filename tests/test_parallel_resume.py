@@ -209,8 +209,10 @@ def test_a_crew_of_processes_brings_its_results_home_and_goes_on(tmp_path):
             zip(recording.arrivals, recording.batches, strict=True)
         )
     ]
-    server, _ = crowd.replayed(taken, crowd.stream(20))
+    server, _, average = crowd.replayed(taken, crowd.stream(20))
     assert [w.tolist() for w in service.weights(20)] == [w.tolist() for w in server.weights]
+    mean = service.state_dict()["average"]["mean"]
+    assert [w.tolist() for w in mean] == [w.tolist() for w in average.weights]
     whole.close()
     assert actors.closed
 

@@ -19,6 +19,7 @@ from gradsift.parallel import (
     RotatingVerification,
     RoundGuide,
     Service,
+    TailAverage,
     Ticket,
     WindowGuide,
     arrivals_by_age,
@@ -183,18 +184,44 @@ def test_a_ticket_is_applied_once(reload):
         assert_close(mine, truth.detach())
 
 
+@pytest.mark.parametrize("reload", [False, True])
+def test_a_service_averages_what_its_last_updates_left(reload):
+    """Three of five are averaged; one sent twice counts once."""
+
+    def averaging():
+        held, average = start(), TailAverage()
+        server = ParameterServer(held, SGD(held, lr=0.1))
+        return Service(server, lines(), None, average, after=2), average
+
+    (found, average), kept = averaging(), []
+    for number, batch in enumerate(batches(5)):
+        gradients = lines().gradient(found.weights(number), batch)
+        for _ in range(2):
+            found.apply(Ticket(number, 0, number, number), gradients, batch)
+        kept.append([weight.clone() for weight in found.weights(number + 1)])
+        if reload:
+            state = through_a_file(found.state_dict())
+            found, average = averaging()
+            found.load_state_dict(state)
+    assert average.count == 3
+    for place, mean in enumerate(average.weights):
+        assert_close(mean, torch.stack([weights[place] for weights in kept[2:]]).mean(0))
+
+
 def test_a_service_refuses_what_is_not_its_own():
     state = service(Adam).state_dict()
     with pytest.raises(UsageError, match="state of another optimiser than SGD") as caught:
         service(SGD).load_state_dict(state)
     assert "\n" not in str(caught.value)
-    with pytest.raises(UsageError, match="the state has no guide, expected one"):
+    with pytest.raises(UsageError, match="a state without guide received, expected one with"):
         service(Adam, GUIDES["window"](0)).load_state_dict(state)
     guided = service(Adam, GUIDES["window"](0)).state_dict()
-    with pytest.raises(UsageError, match="the state has a guide, expected none"):
+    with pytest.raises(UsageError, match="a state with guide received, expected one without"):
         service(Adam).load_state_dict(guided)
     with pytest.raises(UsageError, match="the state of Service has"):
         service(Adam).load_state_dict({"server": state["server"]})
+    with pytest.raises(UsageError, match="a state with average received, expected one"):
+        service(Adam).load_state_dict({**state, "average": {"count": 0, "mean": []}})
     broken = {**state, "server": {**state["server"], "optimizer": {"momentum": 3}}}
     with pytest.raises(UsageError, match="expected that of Adam") as caught:
         service(Adam).load_state_dict(broken)

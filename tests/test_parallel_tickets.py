@@ -60,11 +60,13 @@ def assert_each_once(coordinator):
     numbers = [ticket.number for ticket in tickets.taken]
     assert len(set(numbers)) == tickets.received == tickets.total == coordinator.saved
     assert tickets.issued == tickets.received + tickets.undone + tickets.lost + tickets.open
-    server, guide = crowd.replayed(tickets.taken, crowd.stream(tickets.total))
+    server, guide, average = crowd.replayed(tickets.taken, crowd.stream(tickets.total))
     assert coordinator.state["server"]["received"] == tickets.total
     assert coordinator.state["server"]["version"] == server.version
     assert coordinator.state["guide"]["replays"] == guide.replays > 0
     assert crowd.weights_of(coordinator.state) == [w.tolist() for w in server.weights]
+    mean = coordinator.state["average"]["mean"]
+    assert [w.tolist() for w in mean] == [w.tolist() for w in average.weights]
 
 
 @settings(max_examples=14)

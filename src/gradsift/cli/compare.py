@@ -3,16 +3,15 @@
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from gradsift.budget import parse_budget
 from gradsift.cli.follow import ComparisonBar, ComparisonLines
-from gradsift.cli.train import COMMAND_LINE, train
+from gradsift.cli.train import COMMAND_LINE, settled, train
 from gradsift.cli.variance import variance as measure
 from gradsift.comparison.arms import again, parse_arm, recipe_arms
 from gradsift.comparison.execute import Outcome, compare
@@ -23,7 +22,6 @@ from gradsift.comparison.watched import Asked as AskedVariance
 from gradsift.errors import UsageError
 from gradsift.report.compare_page import FILE, write_compare_page
 from gradsift.report.compare_table import as_text
-from gradsift.trainer import Settings
 
 SEEDS = 3
 
@@ -147,16 +145,11 @@ def _check_flags(plan: Plan) -> None:
     tuned = [(plan.grid.flag, value) for value in plan.grid.values] if plan.grid else [()]
     for arm in plan.arms:
         for words in tuned:
-            settings = _settings(plan.flags(arm, words))
+            flags = _parsed(plan.flags(arm, words))
             try:
-                Settings(**{**settings, "budget": parse_budget(settings["budget"])})
+                settled(flags)
             except UsageError as error:
                 raise UsageError(f"arm {arm.name!r}: {error}") from error
-
-
-def _settings(flags: Sequence[str]) -> dict[str, Any]:
-    names = {field.name for field in fields(Settings)}
-    return {name: value for name, value in _parsed(flags).items() if name in names}
 
 
 def _parsed(flags: Sequence[str]) -> dict[str, Any]:

@@ -135,20 +135,28 @@ def train(
     every = parse_budget(checkpoint_every)
     if resume:
         flags = recalled(out, flags, typed(COMMAND_LINE.get()))
-    team = _find_team(flags)
+    settings, team = settled(flags)
     folder = _free_folder() if out is None else out
-    outcome = _watched(folder, flags, Keeping(every, resume, flags), team)
+    outcome = _watched(folder, flags, Keeping(every, resume, flags), settings, team)
     return _finish(folder, outcome)
 
 
-def _find_team(flags: Mapping[str, Any]) -> Workers | None:
-    """The workers of parallel SGD, if the recipe has any."""
+def settled(flags: Mapping[str, Any]) -> tuple[Settings, Workers | None]:
+    """What is trained, and the workers of parallel SGD, if the recipe has any.
+
+    Raises:
+        UsageError: for flags that do not go together.
+    """
     sampling = ("pool_ratio", "spend", "cap", "engine")
     others = {name.replace("_", "-"): flags[name] for name in sampling}
     found = {name: flags[name] for name in TEAM if name != "workers"}
     if flags["recipe"] in PARALLEL:
         found["address"] = flags["ray_address"]
-    return find_workers(flags["recipe"], others, count=flags["workers"], **found)
+    team = find_workers(flags["recipe"], others, count=flags["workers"], **found)
+    chosen = {name: flags[name] for name in SETTINGS}
+    if team is not None:
+        chosen |= {"recipe": "uniform", "ray_address": None}
+    return Settings(**chosen, budget=parse_budget(flags["budget"])), team
 
 
 def _finish(folder: Path, outcome: Outcome) -> int:
@@ -163,12 +171,12 @@ def _finish(folder: Path, outcome: Outcome) -> int:
 
 
 def _watched(
-    folder: Path, flags: Mapping[str, Any], keeping: Keeping, team: Workers | None
+    folder: Path,
+    flags: Mapping[str, Any],
+    keeping: Keeping,
+    settings: Settings,
+    team: Workers | None,
 ) -> Outcome:
-    chosen = {name: flags[name] for name in SETTINGS}
-    if team is not None:
-        chosen |= {"recipe": "uniform", "ray_address": None}
-    settings = Settings(**chosen, budget=parse_budget(flags["budget"]))
     reading = ReadOptions(
         flags["label"],
         tuple(flags["drop"]),

@@ -8,6 +8,7 @@ from itertools import zip_longest
 
 from gradsift.errors import UsageError
 from gradsift.recipes import recipes
+from gradsift.trainer.workers import PARALLEL
 
 TUNING = "tuning"
 """Folder of the runs that chose a value for the reference; no arm may have this name."""
@@ -60,7 +61,7 @@ class Arm:
 
 
 def recipe_arms(names: str) -> list[Arm]:
-    """One arm per recipe of a list with commas.
+    """One arm per recipe of a list with commas, recipes of parallel SGD among them.
 
     Raises:
         UsageError: for an unknown recipe.
@@ -69,7 +70,8 @@ def recipe_arms(names: str) -> list[Arm]:
         >>> [arm.name for arm in recipe_arms("uniform, pool")]
         ['uniform', 'pool']
     """
-    found = [recipes[name.strip()].name for name in names.split(",")]
+    given = [name.strip() for name in names.split(",")]
+    found = [name if name in PARALLEL else recipes[name].name for name in given]
     return [Arm(name, ("--recipe", name)) for name in found]
 
 

@@ -12,6 +12,7 @@ from typing import Any, final
 from torch import Tensor
 
 from gradsift.errors import UsageError
+from gradsift.parallel.average import TailAverage
 from gradsift.parallel.objective import AbstractObjective, Weights
 from gradsift.parallel.replay import AbstractGuide
 from gradsift.parallel.saved import check_keys
@@ -109,6 +110,8 @@ class Service:
         server: holds the weights; its memory must cover the oldest ticket.
         objective: what the guide looks at.
         guide: who replays, or None.
+        average: of the weights, or None.
+        after: so many gradients are not averaged.
 
     Example:
         >>> import torch
@@ -127,10 +130,14 @@ class Service:
         server: ParameterServer,
         objective: AbstractObjective,
         guide: AbstractGuide | None = None,
+        average: TailAverage | None = None,
+        after: float = 0,
     ) -> None:
         self._server = server
         self._objective = objective
         self._guide = guide
+        self._average = average
+        self._after = after
         self._applied = Once()
 
     def apply(
@@ -153,7 +160,13 @@ class Service:
             self._server.push(own, ticket.read, ticket.worker)
             if self._guide is not None:
                 self._guide.after_update(self._server, self._objective, [batch])
+            self.note_weights()
         return self.progress
+
+    def note_weights(self) -> None:
+        """Averages the weights as they are now, once it is time to; `apply` does it by itself."""
+        if self._average is not None and self._server.received > self._after:
+            self._average.add(self._server.weights)
 
     @property
     def progress(self) -> Progress:
@@ -165,10 +178,11 @@ class Service:
         return self._server.read(received).weights
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything: server, guide and tickets, as plain values."""
+        """Everything: server, guide, average and tickets, as plain values."""
         return {
             "server": self._server.state_dict(),
             "guide": None if self._guide is None else self._guide.state_dict(),
+            "average": None if self._average is None else self._average.state_dict(),
             "applied": self._applied.state_dict(),
         }
 
@@ -176,16 +190,19 @@ class Service:
         """Goes on to the bit where another one was.
 
         Raises:
-            UsageError: for the state of another kind of optimiser, guide or model.
+            UsageError: for the state of another kind of optimiser, guide, average or model.
         """
-        check_keys(self, state, {"server", "guide", "applied"})
-        if (self._guide is None) != (state["guide"] is None):
-            has, expected = ("a", "none") if self._guide is None else ("no", "one")
-            raise UsageError(
-                f"the state has {has} guide, expected {expected}: go on with the recipe that it "
-                "was saved with"
-            )
+        check_keys(self, state, {"server", "guide", "average", "applied"})
+        own = {"guide": self._guide, "average": self._average}
+        for name, part in own.items():
+            if (part is None) != (state[name] is None):
+                has, expected = ("with", "without") if part is None else ("without", "with")
+                raise UsageError(
+                    f"a state {has} {name} received, expected one {expected}: go on with the "
+                    "recipe that it was saved with"
+                )
         self._server.load_state_dict(state["server"])
-        if self._guide is not None:
-            self._guide.load_state_dict(state["guide"])
+        for name, part in own.items():
+            if part is not None:
+                part.load_state_dict(state[name])
         self._applied.load_state_dict(state["applied"])

@@ -113,6 +113,7 @@ class SimulatedCrew(AbstractCrew):
         for group in self._server.optimizer.param_groups:
             group["lr"] = self._rate(self._server.received)
         next(self._rounds)
+        self._service.note_weights()
         return progress_of(self._server, self._guide)
 
     def refresh(self) -> None:

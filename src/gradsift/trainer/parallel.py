@@ -20,7 +20,6 @@ from gradsift.data.problem import Problem
 from gradsift.errors import TrainingError
 from gradsift.fitting import recalibrate_batch_norm
 from gradsift.monitors.log import AbstractLog, NullLog
-from gradsift.parallel import TailAverage
 from gradsift.parallel.service import progress_of
 from gradsift.report.summary import Summary, versions, write_summary
 from gradsift.scores.untouched import random_states
@@ -125,7 +124,6 @@ class _Run:
     interruption: Interruption
     keep: Callable[[Keepable], None]
     spent: Seconds = field(default_factory=Seconds)
-    average: TailAverage = field(default_factory=TailAverage)
 
     def __post_init__(self) -> None:
         self.clock = PausableClock(self.inner)
@@ -151,11 +149,13 @@ class _Run:
         self.keep(self)
         if not self.steps:
             self._note("settings", **self._settings())
+            self._refresh()
             self._evaluate()
         try:
             while self.share < 1 and not self.interruption.requested:
                 self._round()
                 if self.share >= self._due:
+                    self._refresh()
                     self._evaluate()
                     self._due = next_evaluation(self.share)
                 self.keep(self)
@@ -170,7 +170,6 @@ class _Run:
     def state_dict(self) -> dict[str, Any]:
         return {
             "crew": self.work.crew.state_dict(),
-            "average": self.average.state_dict(),
             "spent": dict(self.spent.spent),
             "clock": self.clock.state_dict(),
             "due": self._due,
@@ -178,7 +177,6 @@ class _Run:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.work.crew.load_state_dict(state["crew"])
-        self.average.load_state_dict(state["average"])
         self.at = progress_of(self.work.server, self.work.guide)
         self.spent.spent.update(state["spent"])
         self.clock.load_state_dict(state["clock"])
@@ -204,24 +202,22 @@ class _Run:
                 f"after {self.at.version} updates the weights are not finite: lower the learning "
                 "rate or shorten the delay"
             )
-        if self.share > 1 - self.work.workers.average:
-            self.average.add(self.work.server.weights)
         self.progress.moved(self.share, self.at.version)
 
     def _settle(self) -> None:
         """Takes the averaged weights where some were averaged, with statistics of their own."""
-        if not self.average.count or self.interruption.requested:
+        average = self.work.average
+        if average is None or not average.count or self.interruption.requested:
             return
         with torch.no_grad():
-            for weight, mean in zip(self.work.server.weights, self.average.weights, strict=True):
+            for weight, mean in zip(self.work.server.weights, average.weights, strict=True):
                 weight.copy_(mean)
         loader = DataLoader(self._followed, batch_size=512, generator=torch.Generator())
         recalibrate_batch_norm(self.work.model, loader)
-        self._note("averaged", updates=self.average.count)
+        self._note("averaged", updates=average.count)
         self._evaluate()
 
     def _evaluate(self) -> None:
-        self._refresh()
         train, test = self._quality(self._followed), self._quality(self._followed_test)
         step, seconds = self.at.version, self.spent["training"]
         self.log.write(

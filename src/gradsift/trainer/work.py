@@ -20,6 +20,7 @@ from gradsift.parallel import (
     DrawnBatches,
     ModuleObjective,
     ParameterServer,
+    TailAverage,
     longest_age,
 )
 from gradsift.parallel.actors import ray_actors
@@ -61,6 +62,7 @@ class Work:
     server: ParameterServer
     guide: AbstractGuide | None
     drawn: DrawnBatches | None
+    average: TailAverage | None
     crew: AbstractCrew
     total: int
     per_epoch: int
@@ -91,6 +93,7 @@ class Parts:
     server: ParameterServer
     guide: AbstractGuide | None
     drawn: DrawnBatches | None
+    average: TailAverage | None
     service: Service
     objective: ModuleObjective
 
@@ -125,15 +128,16 @@ def prepare(
     arrivals = workers.arrivals(total, seeds)
     measured = workers.delay_in_words() == MEASURED
     memory = LONGEST * workers.count if measured else longest_age(arrivals)
-    parts = make_parts(problem, settings, workers, memory, device)
+    rounds = total // workers.batches_per_round
+    parts = make_parts(problem, settings, workers, memory, rounds, device)
     batches = _in_order(workers, shuffled(order[aside:], size, seeds), total)
-    rate = _rate(settings, total // workers.batches_per_round)
+    rate = _rate(settings, rounds)
     if workers.backend == "ray":
         _check_real(settings)
         where = partial(_opened, opening or partial(_given, problem), examples)
         actors = ray_actors(
             partial(make_objective, where, settings, workers),
-            partial(make_service, where, settings, workers, memory),
+            partial(make_service, where, settings, workers, memory, rounds),
             workers.address,
         )
         tickets = workers.tickets(total, arrivals)
@@ -141,9 +145,9 @@ def prepare(
             actors, tickets, batches, parts.service, workers.count, rate
         )
     else:
-        rounds = partial(_rounds, workers, parts, arrivals, batches)
+        going = partial(_rounds, workers, parts, arrivals, batches)
         crew = SimulatedCrew(
-            parts.service, parts.server, parts.guide, parts.drawn, parts.model, rounds, rate
+            parts.service, parts.server, parts.guide, parts.drawn, parts.model, going, rate
         )
     return Work(
         problem=problem,
@@ -154,6 +158,7 @@ def prepare(
         server=parts.server,
         guide=parts.guide,
         drawn=parts.drawn,
+        average=parts.average,
         crew=crew,
         total=total,
         per_epoch=per_epoch,
@@ -161,7 +166,12 @@ def prepare(
 
 
 def make_parts(
-    problem: Problem, settings: Settings, workers: Workers, memory: int, device: torch.device
+    problem: Problem,
+    settings: Settings,
+    workers: Workers,
+    memory: int,
+    rounds: int,
+    device: torch.device,
 ) -> Parts:
     """The model, its server, the guide and what they look at, as they are before any step."""
     examples = count_examples(problem.train)
@@ -183,7 +193,9 @@ def make_parts(
 
     objective = ModuleObjective(model, problem.loss_fn, fetch, device)
     drawn = workers.drawn(examples, settings.batch_size, settings.seed)
-    return Parts(model, server, guide, drawn, Service(server, objective, guide), objective)
+    average = TailAverage() if workers.average else None
+    service = Service(server, objective, guide, average, (1 - workers.average) * rounds)
+    return Parts(model, server, guide, drawn, average, service, objective)
 
 
 def _rounds(
@@ -197,12 +209,14 @@ def _rounds(
 
 def make_objective(where: Opening, settings: Settings, workers: Workers) -> ModuleObjective:
     """What a real worker computes."""
-    return make_parts(where(), settings, workers, 0, torch.device("cpu")).objective
+    return make_parts(where(), settings, workers, 0, 0, torch.device("cpu")).objective
 
 
-def make_service(where: Opening, settings: Settings, workers: Workers, memory: int) -> Service:
+def make_service(
+    where: Opening, settings: Settings, workers: Workers, memory: int, rounds: int
+) -> Service:
     """What a real server holds."""
-    return make_parts(where(), settings, workers, memory, torch.device("cpu")).service
+    return make_parts(where(), settings, workers, memory, rounds, torch.device("cpu")).service
 
 
 def shuffled(ids: Tensor, size: int, generator: torch.Generator) -> Iterator[Tensor]:

@@ -186,10 +186,10 @@ class Workers:
                 f"compensation {self.compensation!r} received, but batches drawn from the table "
                 "are not replayed: use another one, or the uniform sampler"
             )
-        if self.backend == "ray" and (self.sampler == "table" or self.average):
+        if self.backend == "ray" and self.sampler == "table":
             raise UsageError(
-                f"sampler {self.sampler!r} and average {self.average:g} received, but workers on "
-                "Ray share shuffled batches and keep the last weights: use --backend simulate"
+                "sampler 'table' received, but workers on Ray share shuffled batches: use "
+                "--backend simulate"
             )
         if not 0 <= self.average <= 1:
             raise UsageError(
