@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -83,7 +84,8 @@ class NeutralProposal(AbstractProposal):
         examples: N.
         blocks: of a sweep.
         seed: of the table.
-        exact: draw by what is known at each step; otherwise several batches are drawn together.
+        exact: draw by what is known at each step, as it is; otherwise several batches are drawn
+            together, and scores are smoothed as the recipe says.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class NeutralProposal(AbstractProposal):
         self._constant = None if recipe.search is None else recipe.search.constant
         adapts = self._constant is None
         ahead = 1 if exact else WINDOW
+        recipe = replace(recipe, smoothing=0.0) if exact else recipe
         steps = blocks * WINDOW
         self.memory = Memory(recipe, examples, seed, adapts=adapts, steps=steps, ahead=ahead)
         self.table = self._table = self.memory.table
