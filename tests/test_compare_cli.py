@@ -54,6 +54,33 @@ def test_the_flags_of_compare_are_frozen():
     ]
 
 
+@pytest.mark.slow
+def test_recipes_of_parallel_sgd_are_arms_too(workplace):
+    """Replays are on top of the steps that were asked for, and no seconds are loading."""
+    flags = [*("--budget", "30steps", "--clock", "virtual", "--seeds", "1", "--out", "o")]
+    late = "late: --recipe asgd --delay constant:3 --compensation age+replay --average 0.5"
+    assert entry.main(["compare", "--recipes", "uniform,gasgd", "--arm", late, *flags]) == 0
+    found = json.loads((workplace / "o" / "summary.json").read_text())
+    steps = {run["arm"]: run["summary"]["steps"] for run in found["runs"]}
+    assert steps["uniform"] == 30 < min(steps["gasgd"], steps["late"])
+    assert (workplace / "o" / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--recipes", "uniform,gasdg"], "recipe 'gasdg' is unknown, expected one of auto"),
+        (["--recipes", "gasdg"], "or of ssgd, ssgd-last, asgd"),
+        (["--arm", "a: --recipe asgd --workers 0"], "arm 'a': 0 workers received"),
+        (["--arm", "a: --recipe pool --delay constant:9"], "arm 'a': --delay received, but"),
+    ],
+)
+def test_workers_that_cannot_be_are_refused_before_anything_runs(words, said, workplace, capsys):
+    assert entry.main(["compare", *words, "--budget", "30steps", "--out", "o"]) == 2
+    assert said in capsys.readouterr().err
+    assert not (workplace / "o").exists()
+
+
 def test_a_real_comparison_writes_everything_and_a_second_call_runs_nothing(workplace, capsys):
     """Two arms of real processes; --clock virtual, so the numbers repeat."""
     command = [*TWO, "--seeds", "1", "--model", "linear", "--out", "o"]

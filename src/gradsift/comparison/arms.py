@@ -70,8 +70,13 @@ def recipe_arms(names: str) -> list[Arm]:
         >>> [arm.name for arm in recipe_arms("uniform, pool")]
         ['uniform', 'pool']
     """
-    given = [name.strip() for name in names.split(",")]
-    found = [name if name in PARALLEL else recipes[name].name for name in given]
+    found = [name.strip() for name in names.split(",")]
+    for name in found:
+        if name not in recipes and name not in PARALLEL:
+            raise UsageError(
+                f"recipe {name!r} is unknown, expected one of {', '.join(recipes)}; or of "
+                f"{', '.join(PARALLEL)}"
+            )
     return [Arm(name, ("--recipe", name)) for name in found]
 
 
