@@ -30,7 +30,7 @@ from gradsift.scores import GradientNorm
 
 DATA = "digits"
 BATCH, BLOCK, EVERY, LR, MOMENTUM = 32, 64, 8, 0.02, 0.9
-PATIENCE = 10.0
+PATIENCE = 3.0
 """Seconds that a worker may be silent over one block."""
 
 SLOW = 0.2
@@ -52,7 +52,7 @@ class Schedule:
         at: the step after which the fault begins.
         pace: seconds that every step is held back.
         hold: likewise, of steps that wait: before the fault until every example has a score, and
-            after it until the run shows that it took place.
+            after it until the run shows that it took place and scores come back again.
         keep: steps between checkpoints, where the trainer is killed.
     """
 
@@ -139,11 +139,13 @@ class Fault:
     Attributes:
         act: makes it go wrong; None where nothing does within the run.
         happened: whether a run shows that it did.
+        lasting: whether no score comes back after it.
         trainer: whether it is the trainer that is killed, and resumed.
     """
 
     act: Act | None
     happened: Callable[[Outcome], bool]
+    lasting: bool = False
     trainer: bool = False
 
 
@@ -182,7 +184,7 @@ FAULTS = {
     "worker slow": Fault(_ordered("slow"), lambda run: run.acted),
     "scores NaN": Fault(_ordered("nan"), lambda run: run.quarantined > 0),
     "block fails": Fault(_ordered("raise"), lambda run: run.set_aside == (0,)),
-    "workers killed for good": Fault(_sent(signal.SIGKILL, AGAIN), lambda run: run.lost >= 2),
+    "workers killed for good": Fault(_sent(signal.SIGKILL, AGAIN), lambda run: run.lost >= 2, True),
     "trainer killed, resumed": Fault(None, lambda run: run.acted, trainer=True),
 }
 
@@ -310,7 +312,8 @@ def train(
     resume: bool = False,
 ) -> Outcome:
     """One run in this process."""
-    run, act = Training(seed, folder), FAULTS[name].act
+    run, fault = Training(seed, folder), FAULTS[name]
+    act, came = fault.act, None
     resumed = resume and run.load(folder / KEPT)
     with closing(run.batches):
         for batch in chain.from_iterable(repeat(run.batches)):
@@ -323,8 +326,12 @@ def train(
             if keep and run.step % schedule.keep == 0:
                 run.save(folder / KEPT)
             found = run.outcome(acted=resumed or (folder / ACTED).exists())
-            early = run.step < schedule.at and found.usable < 1
-            waits = early or (run.step >= schedule.at and not FAULTS[name].happened(found))
+            if run.step < schedule.at:
+                waits = found.usable < 1
+            else:
+                if came is None and fault.happened(found):
+                    came = found.scored
+                waits = came is None or not (fault.lasting or found.scored > came)
             time.sleep(schedule.hold if waits else schedule.pace)
             if run.step >= schedule.steps:
                 break
