@@ -129,6 +129,7 @@ def test_it_stays_off_where_every_gradient_is_as_long() -> None:
     assert "variance ratio of 1.00" in train.gate["reason"]
 
 
+@pytest.mark.slow
 def test_noise_and_norms_stay_known_while_the_table_is_in_use(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -153,6 +154,7 @@ def test_noise_and_norms_stay_known_while_the_table_is_in_use(
     assert made[-1][3] > made[opened][3]
 
 
+@pytest.mark.slow
 def test_decisions_leave_probes_their_time_and_survive_a_hiccup(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -254,6 +254,7 @@ def test_ctrl_c_is_status_130(workplace, capsys, monkeypatch, when, complete):
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_the_process_itself_obeys_ctrl_c(workplace):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "gradsift.cli", "train", "--budget", "600s", "--out", "o"]

@@ -115,6 +115,7 @@ def test_a_real_comparison_writes_everything_and_a_second_call_runs_nothing(work
     assert json.loads((workplace / "o" / "summary.json").read_text()) == content
 
 
+@pytest.mark.slow
 def test_ctrl_c_reaches_the_run_and_the_next_call_moves_it_aside(workplace):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "gradsift.cli", "compare", "--recipes", "uniform"]

@@ -35,6 +35,7 @@ def text(folder: Path) -> str:
     return f"text:{folder / 'story.txt'}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["katharopoulos2017", "katharopoulos2017-exact"])
 def test_a_language_model_trains_one_example_per_token(recipe: str, tmp_path: Path) -> None:
     problem = load_problem(text(tmp_path), ReadOptions(unit="words", context=20))
