@@ -122,11 +122,13 @@ def test_digits_with_workers(engine: str, tmp_path: Path) -> None:
     if engine == "ray":
         pytest.importorskip("ray")
     out = tmp_path / "run"
-    flags = ["--data", "digits", "--model", "linear", "--budget", "10s"]
+    flags = ["--data", "digits", "--model", "linear", "--budget", "15s"]
     assert main(["train", *flags, "--engine", engine, "--scorers", "2", "--out", str(out)]) == 0
     summary = json.loads((out / "summary.json").read_text())
     assert summary["engine"]["kind"] == engine
     assert summary["test_error"] < 0.1
+    assert summary["examples_scored"] > 0
+    assert f"{engine} engine" in summary["gate"]["reason"]
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     curves = [line for line in lines if line.get("name") == "curve"]
     assert {line["set"] for line in curves} <= {"train", "test"}
