@@ -30,7 +30,7 @@ from gradsift.scores import GradientNorm
 
 DATA = "digits"
 BATCH, BLOCK, EVERY, LR, MOMENTUM = 32, 64, 8, 0.02, 0.9
-PATIENCE = 3.0
+PATIENCE = 6.0
 """Seconds that a worker may be silent over one block."""
 
 SLOW = 0.2
