@@ -246,10 +246,11 @@ def main() -> None:
 
 
 def content_of(cells: Sequence[Cell], foreign: float | None) -> dict[str, Any]:
-    """For the file: everything, and the law of the first ISSGD cell."""
-    first = next(cell for cell in cells if cell.plan.method == "issgd")
-    ages, shares = law_of(first)
-    source = f"{first.data}, ISSGD, lr {first.plan.lr:g}, λ = 0.2, second half of the run"
+    """For the file: everything, and a law: of the lowest rate, where it is age that costs."""
+    searched = [cell for cell in cells if cell.name == "issgd"]
+    chosen = min(searched, key=lambda cell: cell.plan.lr)
+    ages, shares = law_of(chosen)
+    source = f"{chosen.data}, ISSGD, lr {chosen.plan.lr:g}, λ = 0.2, second half of the run"
     return {
         "torch": torch.__version__,
         "cores": os.cpu_count(),
