@@ -36,6 +36,9 @@ PATIENCE = 6.0
 SLOW = 0.2
 """Seconds by which a slow worker is late with every block."""
 
+SPELL = 40
+"""Steps after which an order to go wrong is withdrawn."""
+
 AGAIN = 10
 """Steps between two kills of whoever has come back."""
 
@@ -95,7 +98,7 @@ class Disturbed:
     """Exact gradient norms, unless a file in a folder says what should go wrong.
 
     ``hang`` is for the one worker that takes the file away; ``slow`` and ``nan`` are for every
-    block while the file is there; ``raise`` for the poisoned one.
+    block while the file is there; ``raise`` for the poisoned one, which stays so.
 
     Attributes:
         folder: where the file may be.
@@ -108,7 +111,7 @@ class Disturbed:
     def __call__(self, model: Any, loss_fn: Any, inputs: Tensor, targets: Tensor) -> Tensor:
         """The norms, or what goes wrong."""
         file = Path(self.folder) / ORDER
-        word = file.read_text() if file.exists() else ""
+        word = _read(file)
         meant = bool(word) and (word != "raise" or mark(inputs) == self.poisoned)
         if meant:
             (file.parent / ACTED).touch()
@@ -121,6 +124,14 @@ class Disturbed:
             time.sleep(SLOW)
         norms = _NORMS(model, loss_fn, inputs, targets)
         return torch.full_like(norms, torch.nan) if word == "nan" else norms
+
+
+def _read(file: Path) -> str:
+    """What is in a file that somebody else may take away."""
+    try:
+        return file.read_text()
+    except FileNotFoundError:
+        return ""
 
 
 def mark(inputs: Tensor) -> str:
@@ -164,7 +175,7 @@ def _sent(number: signal.Signals, every: int | None = None) -> Act:
 
 
 def _ordered(word: str) -> Act:
-    """An order to the score, whole or not there for whoever reads it meanwhile."""
+    """An order to the score for a spell, whole or not there for whoever reads it meanwhile."""
 
     def act(step: int, schedule: Schedule, engine: LocalEngine, folder: Path) -> None:
         del engine
@@ -172,6 +183,8 @@ def _ordered(word: str) -> Act:
             temporary = folder / "order.tmp"
             temporary.write_text(word)
             temporary.replace(folder / ORDER)
+        elif step == schedule.at + SPELL and word != "raise":
+            (folder / ORDER).unlink(missing_ok=True)
 
     return act
 
