@@ -1,4 +1,4 @@
-"""Convolutions: every option against a loop over examples, and both forms against each other."""
+"""Convolutions: every option against a loop over examples, and all forms against each other."""
 
 from itertools import product
 from typing import Any
@@ -95,6 +95,7 @@ def test_taps_pixels_and_gradients_agree(
     every = slice(0, 2 * groups)
     by_taps = found.by_taps(every).view(2, groups).sum(1)
     assert_close(found.by_pixels(every).view(2, groups).sum(1), by_taps, 1e-11)
+    assert_close(found.by_groups(every).view(2, groups).sum(1), by_taps, 1e-11)
     assert_close(found.gradients(slice(0, 2)).square().sum(1), by_taps, 1e-11)
     assert_close(
         found.scaled_squared_norms(torch.full((found.numbers,), 2.0).double()), 4 * by_taps, 1e-11
@@ -128,6 +129,40 @@ def test_only_the_form_that_was_chosen_runs(form: str, monkeypatch: pytest.Monke
     monkeypatch.setattr(Correlation, "prefers_pixels", form == "by_pixels")
     Correlation(torch.ones(2, 1, 2), torch.ones(2, 1, 3), (2,), (1,), (1,), 1).squared_norms()
     assert ran == [form]
+
+
+def test_small_weights_go_by_groups_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+    by_groups = Correlation.by_groups
+    monkeypatch.setattr(
+        Correlation, "by_groups", lambda self, rows: ran.append("groups") or by_groups(self, rows)
+    )
+    agrees(nn.Conv2d(4, 8, 3, padding=1), normal(3, 5, 4, 12, 12))
+    assert ran
+    ran.clear()
+    for other in (nn.Conv2d(4, 8, 1), nn.Conv2d(4, 7, 3), nn.Conv2d(64, 64, 3)):
+        agrees(other, normal(3, 2, other.in_channels, 16, 16))
+    assert not ran
+
+
+@st.composite
+def small_layers(draw: Any) -> tuple[nn.Module, tuple[int, ...], int]:
+    """Those that go by groups, of any dimension, plain and transposed."""
+    dimensions, groups = draw(st.integers(1, 3)), draw(st.integers(1, 2))
+    kernel = tuple(draw(st.integers(2, 3)) for _ in range(dimensions))
+    stride = tuple(draw(st.integers(1, 2)) for _ in range(dimensions))
+    padding = tuple(draw(st.integers(0, 2 if k == 3 else 1)) for k in kernel)
+    size = tuple(draw(st.integers(7, 9)) for _ in range(dimensions))
+    kind = draw(st.sampled_from([PLAIN, TRANSPOSED]))[dimensions]
+    layer = kind(8 * groups, 8 * groups, kernel, stride, padding, groups=groups)
+    return layer, (draw(st.integers(1, 3)), 8 * groups, *size), draw(st.integers(0, 99))
+
+
+@given(small_layers())
+@settings(max_examples=25)
+def test_convolutions_by_groups(case: tuple[nn.Module, tuple[int, ...], int]) -> None:
+    layer, shape, seed = case
+    agrees(nn.Sequential(layer, nn.Tanh()), normal(seed, *shape), seed)
 
 
 def test_a_stride_is_a_phase_and_a_shift() -> None:
@@ -177,4 +212,5 @@ def test_copied_patches_and_shifted_views_agree(
             expected[:, row, column, tap] += left[:, row, position] * image[:, column, place]
     assert_close(found.gradients(slice(0, 2)), expected.flatten(1), 1e-12)
     assert_close(found.by_taps(slice(0, 2)), expected.flatten(1).square().sum(1), 1e-12)
+    assert_close(found.by_groups(slice(0, 2)), expected.flatten(1).square().sum(1), 1e-12)
     assert_close(found.by_pixels(slice(0, 2)), expected.flatten(1).square().sum(1), 1e-12)

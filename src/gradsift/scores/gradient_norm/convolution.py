@@ -7,10 +7,12 @@ is an image of its own for each φ, in which every kernel position k is a plain 
 sides on one grid, flattened, a shift is a view, so no patch is copied but for narrow images:
 
 * by taps: one matrix product ``left · imageᵀ`` for each kernel position;
+* by groups: for small weights in float32 on a CPU, one convolution with a group for each example
+  (`gradsift.scores.gradient_norm.grouped`);
 * by pixels: ``‖G‖² = Σ_{p,q} ⟨left_p, left_q⟩ Σ_k ⟨image_{p+k}, image_{q+k}⟩``, where the inner
   products of pixels are computed once and shared by all kernel positions.
 
-Few positions favour pixels, many favour taps; the count in `costs` decides.
+Few positions favour pixels, many favour the others; the count in `costs` decides.
 """
 
 from collections.abc import Iterator, Mapping
@@ -27,6 +29,7 @@ from torch.nn import functional as F
 
 from gradsift.scores.gradient_norm.contributions import AbstractContribution, Whole
 from gradsift.scores.gradient_norm.costs import pixel_cost, taps_cost
+from gradsift.scores.gradient_norm.grouped import suits_groups, weight_gradients
 from gradsift.scores.gradient_norm.rules import Use, register_rule
 
 Offsets = tuple[int, ...]
@@ -140,8 +143,12 @@ class Correlation(AbstractContribution):
 
     def squared_norms(self) -> Float[Tensor, " batch"]:
         """``‖G_i‖²``."""
-        form = self.by_pixels if self.prefers_pixels else self.by_taps
         numbers = prod(self.grid) * (self.left.shape[1] + self.image.shape[1])
+        form = self.by_taps
+        if self.prefers_pixels:
+            form = self.by_pixels
+        elif suits_groups(self.left, self.image.shape[1], self.kernel):
+            form, numbers = self.by_groups, max(numbers, self.numbers // self.groups)
         step, size = max(1, AT_ONCE // numbers), len(self.left)
         spans = [slice(start, min(start + step, size)) for start in range(0, size, step)]
         return torch.cat([form(span) for span in spans]).view(self.count, self.groups).sum(1)
@@ -150,6 +157,13 @@ class Correlation(AbstractContribution):
         """One product for each tap, of which only the norm is kept."""
         parts = [torch.linalg.vector_norm(part, dim=(1, 2)) for part in self._products(rows)]
         return torch.stack(parts).square().sum(0)
+
+    def by_groups(self, rows: slice) -> Float[Tensor, " rows"]:
+        """Gradients from one convolution that has a group for each row."""
+        left, image = self.left[rows], self.image[rows]
+        before = self.before or (0,) * len(self.kernel)
+        found = weight_gradients(left, image, self.kernel, self.stride, self.dilation, before)
+        return torch.linalg.vector_norm(found.flatten(1), dim=1).square()
 
     def by_pixels(self, rows: slice) -> Float[Tensor, " rows"]:
         """Inner products of pixels, summed over shifts; rounding can put the sum below zero."""
