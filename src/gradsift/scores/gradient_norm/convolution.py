@@ -148,7 +148,8 @@ class Correlation(AbstractContribution):
         if self.prefers_pixels:
             form = self.by_pixels
         elif suits_groups(self.left, self.image.shape[1], self.kernel):
-            form, numbers = self.by_groups, max(numbers, self.numbers // self.groups)
+            form = self.by_groups
+            numbers = max(self.left[0].numel(), self.numbers // self.groups)
         step, size = max(1, AT_ONCE // numbers), len(self.left)
         spans = [slice(start, min(start + step, size)) for start in range(0, size, step)]
         return torch.cat([form(span) for span in spans]).view(self.count, self.groups).sum(1)
