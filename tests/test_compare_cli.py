@@ -73,10 +73,11 @@ def test_recipes_of_parallel_sgd_are_arms_too(workplace):
         (["--recipes", "gasdg"], "or of ssgd, ssgd-last, asgd"),
         (["--arm", "a: --recipe asgd --workers 0"], "arm 'a': 0 workers received"),
         (["--arm", "a: --recipe pool --delay constant:9"], "arm 'a': --delay received, but"),
+        (["--recipes", "uniform,asgd", "--budget", "5s"], "arm 'asgd': budget 5s received, but"),
     ],
 )
 def test_workers_that_cannot_be_are_refused_before_anything_runs(words, said, workplace, capsys):
-    assert entry.main(["compare", *words, "--budget", "30steps", "--out", "o"]) == 2
+    assert entry.main(["compare", "--budget", "30steps", *words, "--out", "o"]) == 2
     assert said in capsys.readouterr().err
     assert not (workplace / "o").exists()
 

@@ -53,6 +53,7 @@ from gradsift.report.page import FILE, write_page
 from gradsift.report.runs import read_run
 from gradsift.schedule import SCHEDULES
 from gradsift.trainer import Outcome, Settings, Workers, run, run_parallel
+from gradsift.trainer.backends import check_budget
 from gradsift.trainer.keeping import EVERY, Keeping, require_free
 from gradsift.trainer.workers import PARALLEL
 
@@ -156,7 +157,10 @@ def settled(flags: Mapping[str, Any]) -> tuple[Settings, Workers | None]:
     chosen = {name: flags[name] for name in SETTINGS}
     if team is not None:
         chosen |= {"recipe": "uniform", "ray_address": None}
-    return Settings(**chosen, budget=parse_budget(flags["budget"])), team
+    budget = parse_budget(flags["budget"])
+    if team is not None:
+        check_budget(budget, team.backend)
+    return Settings(**chosen, budget=budget), team
 
 
 def _finish(folder: Path, outcome: Outcome) -> int:

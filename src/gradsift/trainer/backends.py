@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from gradsift.budget import Budget
 from gradsift.errors import UsageError
 from gradsift.parallel.arrivals import Arrival
 from gradsift.parallel.recording import Recording, read_arrivals
@@ -48,6 +49,27 @@ def check_backend(
         raise UsageError(
             f"Ray address {address!r} received, but the backend is {backend}: use --backend ray, "
             "or leave the address out"
+        )
+
+
+def check_budget(budget: Budget, backend: str) -> None:
+    """Refuses seconds, which are known only when they have passed.
+
+    Raises:
+        UsageError: for them.
+
+    Example:
+        >>> from gradsift.budget import parse_budget
+        >>> check_budget(parse_budget("5s"), "simulate")
+        Traceback (most recent call last):
+        gradsift.errors.UsageError: budget 5s received, but simulated workers have no seconds: ...
+    """
+    if budget.kind == "seconds":
+        real = "a run on Ray is planned in batches"
+        raise UsageError(
+            f"budget {budget} received, but "
+            f"{real if backend == 'ray' else 'simulated workers have no seconds'}: give epochs or "
+            "steps, such as 10ep or 2000steps"
         )
 
 

@@ -26,7 +26,7 @@ from gradsift.parallel import (
 from gradsift.parallel.actors import ray_actors
 from gradsift.parallel.service import Service
 from gradsift.schedule import find_schedule
-from gradsift.trainer.backends import LONGEST, MEASURED, recorded
+from gradsift.trainer.backends import LONGEST, MEASURED, check_budget, recorded
 from gradsift.trainer.crew import AbstractCrew, ActorsCrew, Rate, SimulatedCrew
 from gradsift.trainer.evaluation import count_examples
 from gradsift.trainer.run import make_model
@@ -277,13 +277,7 @@ def _check_real(settings: Settings) -> None:
 def _batches(settings: Settings, workers: Workers, per_epoch: int) -> int:
     """The budget in batches, in whole rounds."""
     budget = settings.budget
-    if budget.kind == "seconds":
-        real = "a run on Ray is planned in batches"
-        raise UsageError(
-            f"budget {budget} received, but "
-            f"{real if workers.backend == 'ray' else 'simulated workers have no seconds'}: give "
-            "epochs or steps, such as 10ep or 2000steps"
-        )
+    check_budget(budget, workers.backend)
     steps = budget.amount * (per_epoch if budget.kind == "epochs" else 1)
     rounds = math.ceil(steps) // workers.batches_per_round
     if rounds < 1:
