@@ -6,7 +6,7 @@ parameters as they are. A checkpoint compares those of its own step with those o
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, repeat
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from gradsift import engines, sift
+from gradsift import engines, recipes, sift
 from gradsift.data.problem import Problem
 from gradsift.loader import SiftedLoader
 from gradsift.monitors.sampled import mean_square_of_draws
@@ -46,6 +46,7 @@ class Plan:
         sample: training examples whose gradients are looked at.
         tests: examples of the test error.
         seed: of parameters, orders and draws.
+        smoothing: share of the old score that ISSGD keeps.
     """
 
     method: str
@@ -61,6 +62,7 @@ class Plan:
     sample: int = 1500
     tests: int = 2000
     seed: int = 0
+    smoothing: float = recipes["issgd"].smoothing
 
     @property
     def looks(self) -> set[int]:
@@ -242,7 +244,8 @@ def sifted(problem: Problem, data: Any, model: nn.Module, plan: Plan) -> SiftedL
     if plan.method == "uniform":
         return sift(loader, model, problem.loss_fn, recipe="uniform", seed=plan.seed)
     engine = engines.inline(block=max(1, round(plan.sweeps * plan.batch)), every=plan.every)
-    return sift(loader, model, problem.loss_fn, recipe="issgd", engine=engine, seed=plan.seed)
+    recipe = replace(recipes["issgd"], smoothing=plan.smoothing)
+    return sift(loader, model, problem.loss_fn, recipe=recipe, engine=engine, seed=plan.seed)
 
 
 def train(problem: Problem, plan: Plan) -> Iterator[Checkpoint]:

@@ -89,6 +89,7 @@ def plans(epoch: int, options: argparse.Namespace) -> list[Plan]:
         width=options.width,
         sample=options.sample,
         seed=options.seed,
+        smoothing=options.smoothing,
     )
     cells = [replace(base, lr=lr, method=method) for lr in RATES for method in ("issgd", "uniform")]
     return [*cells[:2], replace(base, sweeps=SLOWER), *cells[2:]][: options.cells]
@@ -226,6 +227,7 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=1000, help="whose gradients are looked at")
     parser.add_argument("--cells", type=int, default=5, help="runs of each problem, at most")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--smoothing", type=float, default=Plan.smoothing, help="of ISSGD's scores")
     parser.add_argument("--out", type=Path, help="write everything to this JSON file")
     parser.add_argument("--picture", type=Path, help="draw the traces into this SVG file")
     options = parser.parse_args()

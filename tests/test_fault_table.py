@@ -99,6 +99,17 @@ def test_orders_are_obeyed(bench, small, tmp_path, monkeypatch):
     assert torch.equal(score(*small), exact)
 
 
+def test_an_order_is_withdrawn_after_a_spell_but_a_broken_block_stays(bench, tmp_path):
+    run = bench("fault_run")
+    schedule, order = run.Schedule(at=5), tmp_path / run.ORDER
+    for name, stays in (("worker slow", False), ("scores NaN", False), ("block fails", True)):
+        for step in range(5, 5 + run.SPELL):
+            run.FAULTS[name].act(step, schedule, None, tmp_path)
+            assert order.exists()
+        run.FAULTS[name].act(5 + run.SPELL, schedule, None, tmp_path)
+        assert order.exists() == stays
+
+
 def outcome(bench: Any, loss: float, **changes: Any) -> Any:
     values = {
         "lost": 0,

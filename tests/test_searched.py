@@ -22,6 +22,7 @@ from gradsift.engine.task import Task
 from gradsift.loader import _check_engine
 from gradsift.recipes import Search
 from gradsift.scores.gradient_loop import gradient_norms
+from gradsift.sifting.proposals import NeutralProposal
 from gradsift.sifting.searched import Searched
 
 BATCH = 8
@@ -61,6 +62,19 @@ def train(engine: AbstractEngine | None, epochs: int = 4, **options: Any) -> tup
 def policy(sifted: gradsift.SiftedLoader) -> Searched:
     assert isinstance(sifted.policy, Searched)
     return sifted.policy
+
+
+@pytest.mark.parametrize(("exact", "kept"), [(False, 0.5), (True, 0.0)])
+def test_half_of_the_old_score_is_kept_unless_the_engine_is_exact(exact: bool, kept: float) -> None:
+    """The same scores in another order: their level stays, and relative scores are a mean."""
+    proposal = NeutralProposal(recipes["issgd"], N, blocks=1, seed=0, exact=exact)
+    table, everyone = proposal.memory.table, torch.arange(N)
+    first = torch.linspace(1.0, 2.0, N, dtype=torch.float64)
+    table.update(everyone, first, version=0)
+    before = table.relative(everyone)
+    table.update(everyone, first.flip(0), version=1)
+    expected = kept * before + (1 - kept) * before.flip(0)
+    torch.testing.assert_close(table.relative(everyone), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_exact_probabilities_are_those_of_the_norms_at_this_very_step() -> None:

@@ -208,7 +208,7 @@ def test_a_sweep_is_predicted_by_the_mean_of_the_law_over_its_ages(bench):
 
 
 def test_the_cells_are_two_rates_by_two_methods_and_a_slower_engine(bench):
-    options = argparse.Namespace(steps=100, width=8, sample=20, seed=0, cells=5)
+    options = argparse.Namespace(steps=100, width=8, sample=20, seed=0, smoothing=0.25, cells=5)
     found = bench("staleness").plans(10, options)
     cells = [(each.lr, each.method, each.sweeps) for each in found]
     assert cells == [
@@ -218,6 +218,7 @@ def test_the_cells_are_two_rates_by_two_methods_and_a_slower_engine(bench):
         (0.001, "issgd", 1.0),
         (0.001, "uniform", 1.0),
     ]
+    assert {each.smoothing for each in found} == {0.25}
     assert found[0].checkpoints == (28, 36, 44, 52, 60, 68, 76, 84, 92, 100)
     assert found[0].ages == (0, 2, 5, 10, 16, 20, 40, 50)
 

@@ -68,8 +68,8 @@ def weight_gradients(
     padding = list(before)
     if any((size + 2 * p - d * (k - 1) - 1) // s + 1 != n for n, k, s, d, p, size in each):
         behind = [(n - 1) * s + (k - 1) * d + 1 - p - size for n, k, s, d, p, size in each]
-        widths = [far for pair in zip(before, behind, strict=True) for far in pair]
-        image = F.pad(image, _last_dimension_first(widths))
+        pairs = reversed(list(zip(before, behind, strict=True)))
+        image = F.pad(image, [width for pair in pairs for width in pair])
         padding = [0] * len(padding)
     found = torch.ops.aten.convolution_backward(
         left.reshape(1, batch * rows, *positions),
@@ -85,9 +85,3 @@ def weight_gradients(
         [False, True, False],
     )[1]
     return found.view(batch, rows, columns, *kernel)
-
-
-def _last_dimension_first(widths: Sequence[int]) -> list[int]:
-    """As `torch.nn.functional.pad` wants pairs."""
-    pairs = [list(widths[place : place + 2]) for place in range(0, len(widths), 2)]
-    return [width for pair in reversed(pairs) for width in pair]
