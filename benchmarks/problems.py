@@ -74,6 +74,16 @@ def clothes() -> Problem:
     return load_problem("fashion-mnist", ReadOptions())
 
 
+def third_of_clothes() -> Problem:
+    """The first 20,000 images of Fashion-MNIST to train on, and its whole test part.
+
+    Nobody has put them in an order, and a comparison of many recipes has the passes that it needs
+    in a third of the time.
+    """
+    problem = clothes()
+    return replace(problem, name="a third of clothes", train=Subset(problem.train, range(20_000)))
+
+
 def rare_clothes() -> Problem:
     """Two classes are kept one in fifty in the training part; the test part is balanced."""
     problem = clothes()

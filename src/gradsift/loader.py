@@ -37,6 +37,7 @@ def sift(
     engine: AbstractEngine | None = None,
     spend: Spend | None = None,
     cap: float | None = None,
+    finish: float | None = None,
     seed: int = 0,
     rank: int | None = None,
     world_size: int | None = None,
@@ -78,6 +79,10 @@ def sift(
             1 − ε keeps them from being drawn more often than hard examples. The proposal changes,
             and its weights with it: nothing is biased. It needs ``recipe="auto"``, which then
             takes no pools, or ``"table"``. None leaves the recipe's own (none).
+        finish: the last share of a run that is in your own order again, in [0, 1], where your loop
+            says how far it is: ``train.policy.progress = steps / total``. The noise of plain
+            batches, which the table takes away, costs training loss and helps the test error
+            (``docs/log.md``). It needs ``recipe="auto"``. None leaves the recipe's own.
         seed: of the draws. Global random state is neither read nor seeded.
         rank: of this process among data-parallel ones; by default that of `torch.distributed` at
             the first iteration. Its processes sift together: they keep one table by gathering
@@ -117,6 +122,7 @@ def sift(
     named = "issgd" if engine is not None and recipe == "auto" else recipe
     assembled = named if isinstance(named, Recipe) else recipes[named]
     assembled = assembled if cap is None else replace(assembled, cap=cap)
+    assembled = assembled if finish is None else replace(assembled, finish=finish)
     _check(model, loss_fn)
     _check_engine(engine, assembled)
     _check_ranks(rank, world_size)

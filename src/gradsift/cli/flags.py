@@ -35,6 +35,13 @@ Cap = Annotated[
         show_default="none",
     ),
 ]
+Finish = Annotated[
+    float | None,
+    typer.Option(
+        help="Last share of the run in the data's own order, with recipe auto.",
+        show_default="recipe's",
+    ),
+]
 EngineName = Annotated[
     str | None,
     typer.Option(

@@ -21,6 +21,7 @@ from gradsift.cli.flags import (
     ClockName,
     Device,
     EngineName,
+    Finish,
     Lr,
     Model,
     Norm,
@@ -64,7 +65,8 @@ READING = ("data", "label", "drop", "missing", "task", "unit", "context")
 
 SETTINGS = (
     *("model", "recipe", "batch_size", "pool_ratio", "lr", "weight_decay", "schedule"),
-    *("optimizer", "norm", "spend", "cap", "engine", "scorers", "ray_address", "seed", "device"),
+    *("optimizer", "norm", "spend", "cap", "finish", "engine", "scorers", "ray_address"),
+    *("seed", "device"),
 )
 """Flags that are settings of the same name; the budget is one too, and is parsed."""
 
@@ -104,6 +106,7 @@ def train(
     norm: Norm = None,
     spend: SpendName = None,
     cap: Cap = None,
+    finish: Finish = None,
     engine: EngineName = None,
     scorers: Scorers = 1,
     ray_address: RayAddress = None,
@@ -129,7 +132,7 @@ def train(
     values = (
         *(data, label, list(drop or ()), missing, task, unit, context, model),
         *(recipe, batch_size, pool_ratio, lr, weight_decay, schedule),
-        *(optimizer, norm, spend, cap, engine, scorers, ray_address, seed, device),
+        *(optimizer, norm, spend, cap, finish, engine, scorers, ray_address, seed, device),
         *(workers, delay, backend, compensation, rho, bound, sampler, average, budget, clock),
     )
     flags = dict(zip((*READING, *SETTINGS, *TEAM, "budget", "clock"), values, strict=True))
@@ -148,7 +151,7 @@ def settled(flags: Mapping[str, Any]) -> tuple[Settings, Workers | None]:
     Raises:
         UsageError: for flags that do not go together.
     """
-    sampling = ("pool_ratio", "spend", "cap", "engine")
+    sampling = ("pool_ratio", "spend", "cap", "finish", "engine")
     others = {name.replace("_", "-"): flags[name] for name in sampling}
     found = {name: flags[name] for name in TEAM if name != "workers"}
     if flags["recipe"] in PARALLEL:

@@ -50,12 +50,14 @@ class Decision:
         gain: its progress per second over that of the user's own order.
         reason: in one sentence, with the numbers.
         noise_scale: B_n, that it was decided with.
+        final: whether it stands to the end of the run.
     """
 
     offer: Offer
     gain: float
     reason: str
     noise_scale: float
+    final: bool = False
 
 
 @dataclass(frozen=True)

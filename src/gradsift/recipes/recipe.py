@@ -46,6 +46,8 @@ class Recipe:
         cap: of a table: quantile of recent fresh scores above which a score counts as much as the
             one there, in (0, 1). It bounds what a wrong label does to the proposal, and biases
             nothing. With the source "auto" the table is then the only offer. None for no cap.
+        finish: of the source "auto", and of no other: the last share of a run that is in the user's
+            own order again, where the loop says by ``train.policy.progress`` how far it is.
         search: of the source "engine", and of no other: how its scores are used.
         rule: of the source "history", and of no other: who picks the ids and their weights.
         holdout: of a pool without a gate: how to fit the losses that its scores, which have to be
@@ -61,7 +63,7 @@ class Recipe:
     Raises:
         UsageError: for an unknown source, a ratio that is not a finite number of at least one, a
             table or a rule with scores that a training step does not give away, a cap without a
-            table, or parts that do not belong together.
+            table, a finish that is no share or of another source, or parts that do not belong together.
 
     Example:
         >>> from gradsift.sampling import distributions, draws
@@ -86,6 +88,7 @@ class Recipe:
     gate: AbstractGate | MeasuredGate | None = None
     smoothing: float = 0.5
     cap: float | None = None
+    finish: float = 0.0
     search: Search | None = None
     rule: AbstractRule | None = None
     holdout: Holdout | None = None
@@ -119,6 +122,7 @@ class Recipe:
         _check_rule(self)
         _check_holdout(self)
         _check_cap(self)
+        _check_finish(self)
 
     @property
     def scored(self) -> bool:
@@ -225,4 +229,16 @@ def _check_cap(recipe: Recipe) -> None:
         raise UsageError(
             f"cap {recipe.cap} received with recipe {recipe.name!r}, which keeps no table of "
             "scores: use recipe 'auto' or 'table', or leave the cap out"
+        )
+
+
+def _check_finish(recipe: Recipe) -> None:
+    if not 0 <= recipe.finish <= 1:
+        raise UsageError(
+            f"finish {recipe.finish} received, expected a share of the run, from 0 to 1"
+        )
+    if recipe.finish and recipe.source != "auto":
+        raise UsageError(
+            f"finish {recipe.finish} received with recipe {recipe.name!r}, which does not go back "
+            "to your own order: use recipe 'auto', or leave the finish out"
         )

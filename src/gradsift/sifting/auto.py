@@ -3,7 +3,8 @@
 It starts in the user's own order. Training steps give their scores away, as far as an allowance of
 one percent of the time permits while nothing is chosen; after one pass the table's proposals are
 priced on them. Now and then a batch is looked at more closely: how long does scoring take, how much
-of the gradient is noise. Every few steps `MeasuredGate` compares progress per second.
+of the gradient is noise. Every few steps `MeasuredGate` compares progress per second. The last part
+of a run is in the user's own order again where the recipe says so and the loop tells its progress.
 """
 
 from collections.abc import Mapping
@@ -70,6 +71,7 @@ class Auto(AbstractPolicy):
         self._probes = Probes(chooser, self.evidence, memory)
         self._spending = Spending(chooser.setup.spend)
         self._probed = 0.0
+        self._finish = chooser.setup.recipe.finish
         self._opened_at: int | None = None
         self._changed_at = self._looked_at = 0
         self._steps = self._write_at = 0
@@ -89,7 +91,7 @@ class Auto(AbstractPolicy):
     @property
     def wishes(self) -> bool:
         """Whether the allowance permits a probe."""
-        if self._steps < WARM_UP or not self._purses.probing.allows(self._now()):
+        if self._finishing or self._steps < WARM_UP or not self._purses.probing.allows(self._now()):
             return False
         plain = self.evidence.times.median("off")
         return plain is not None and self._purses.probing.allows(self._now(), cost=plain)
@@ -116,7 +118,7 @@ class Auto(AbstractPolicy):
 
     def wants_scores(self, *, drawn: bool) -> bool:
         """Always where they pay; within the allowance otherwise."""
-        return drawn or self._purses.observing.allows(self._now())
+        return drawn or (not self._finishing and self._purses.observing.allows(self._now()))
 
     def observed(self, seconds: float, *, drawn: bool) -> None:
         """Notes what the scores of the step under way have cost."""
@@ -153,8 +155,7 @@ class Auto(AbstractPolicy):
         self._spending.timed(trained, seconds)
         if self.memory is not None:
             self.memory.passed(trained)
-        dwelt = self._steps - self._changed_at >= DWELL
-        if self._steps % EVERY == 0 and dwelt and not self._in_first_pass:
+        if self._steps % EVERY == 0 and not (self._in_first_pass or self._finishing):
             self._decide()
 
     def offers(self, *, hopeless: bool = True) -> list[Offer]:
@@ -240,8 +241,10 @@ class Auto(AbstractPolicy):
     def _decide(self) -> None:
         """The first process decides for all."""
         before = self._clock.now()
-        found: tuple[Decision, list[Offer]] | None = None
-        may = self.ranks.leads and self._purses.may_compare(before - self.start)
+        found = self._last() if self.ranks.leads else None
+        dwelt = self._steps - self._changed_at >= DWELL
+        may = found is None and dwelt and self.ranks.leads
+        may = may and self._purses.may_compare(before - self.start)
         if may and (offers := self.offers(hopeless=False)):
             found = self._compare(offers), offers
         found = self.ranks.lead(found)
@@ -249,6 +252,15 @@ class Auto(AbstractPolicy):
             self._adopt(*found)
         if may:
             self._purses.compared(self._clock.now() - before)
+
+    def _last(self) -> tuple[Decision, list[Offer]] | None:
+        """Back to the user's own order, where the end of the run is near."""
+        if not self._finish or self.progress is None or self.progress < 1 - self._finish:
+            return None
+        plain = Offer("off", self.evidence.times.median("off") or 0.0)
+        noise_scale = self.evidence.noise_scale(self.batch_size * self.ranks.size)
+        reason = f"the last {self._finish:.0%} of the run are in your own order"
+        return Decision(plain, 1.0, reason, noise_scale, final=True), [plain]
 
     def _compare(self, offers: list[Offer]) -> Decision:
         together = self.batch_size * self.ranks.size
@@ -284,6 +296,10 @@ class Auto(AbstractPolicy):
                 "offers": [asdict(offer) for offer in offers],
             }
         )
+
+    @property
+    def _finishing(self) -> bool:
+        return self.decision is not None and self.decision.final
 
     @property
     def _in_first_pass(self) -> bool:

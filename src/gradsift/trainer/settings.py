@@ -79,6 +79,7 @@ class Settings:
         norm: group or batch, for the model that normalises (wrn); None takes group.
         spend: what lower variance is spent on: noise, batch or lr; None as in `gradsift.sift`.
         cap: quantile at which the scores of a table are capped; None for the recipe's own (none).
+        finish: last share of the run in the data's own order; None for the recipe's own.
         engine: where scores are searched for: inline, local or ray; None for nowhere.
         scorers: workers of the engine.
         ray_address: of the Ray cluster to join; None starts Ray on this machine.
@@ -108,6 +109,7 @@ class Settings:
     norm: str | None = None
     spend: str | None = None
     cap: float | None = None
+    finish: float | None = None
     engine: str | None = None
     scorers: int = 1
     ray_address: str | None = None
@@ -145,14 +147,15 @@ class Settings:
         return usual if self.weight_decay is None else float(self.weight_decay)
 
     def assembled(self) -> Recipe:
-        """The recipe with the cap and pool ratio that were asked for; issgd for auto on an engine.
+        """The recipe with the cap, finish and pool ratio asked for; issgd for auto on an engine.
 
         Raises:
-            UsageError: for an unknown name, or a cap or pool ratio that the recipe cannot have.
+            UsageError: for an unknown name, or a cap, finish or pool ratio that the recipe cannot have.
         """
         searched = self.engine is not None and self.recipe == "auto"
         recipe = recipes["issgd" if searched else self.recipe]
         recipe = recipe if self.cap is None else replace(recipe, cap=self.cap)
+        recipe = recipe if self.finish is None else replace(recipe, finish=self.finish)
         if self.pool_ratio is None:
             return recipe
         if recipe.source != "pool":
@@ -184,6 +187,7 @@ class Settings:
             "lr": self.learning_rate,
             "weight_decay": self.decay,
             "spend": self._spend_in_use(),
+            "finish": self.assembled().finish,
             "norm": norm_in_use(self.model, self.norm),
             "pool_ratio": self.assembled().ratio if self.assembled().source == "pool" else None,
         }
