@@ -222,11 +222,18 @@ def test_by_default_batches_shrink_where_that_changes_nothing_but_the_noise() ->
 
 @pytest.mark.parametrize(
     ("changes", "spend"),
-    [({}, "batch"), ({"recipe": "pool"}, "noise"), ({"spend": "lr"}, "lr")],
+    [
+        ({}, "lr"),
+        ({"spend": "batch"}, "batch"),
+        ({"optimizer": "adam"}, "batch"),
+        ({"optimizer": "adamw", "spend": "lr"}, "lr"),
+        ({"recipe": "pool"}, "noise"),
+        ({"recipe": "pool", "optimizer": "adam"}, "noise"),
+    ],
 )
 def test_settings_list_what_is_spent(changes: dict[str, str], spend: str) -> None:
     assert gradsift.trainer.Settings(**changes).listed()["spend"] == spend  # pyright: ignore[reportArgumentType]
-    network = {"model": "wrn-10-1", "norm": "batch"}
+    network = {"model": "wrn-10-1", "norm": "batch", "optimizer": "adam"}
     assert gradsift.trainer.Settings(**network).listed()["spend"] == "noise"  # pyright: ignore[reportArgumentType]
 
 

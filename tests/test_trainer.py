@@ -283,6 +283,7 @@ def test_settings_are_listed_as_they_take_effect():
         "norm": "group",
         "spend": "noise",
         "cap": None,
+        "finish": 0.0,
         "engine": None,
         "scorers": 1,
         "ray_address": None,

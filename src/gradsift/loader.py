@@ -82,7 +82,7 @@ def sift(
         finish: the last share of a run that is in your own order again, in [0, 1], where your loop
             says how far it is: ``train.policy.progress = steps / total``. The noise of plain
             batches, which the table takes away, costs training loss and helps the test error
-            (``docs/log.md``). It needs ``recipe="auto"``. None leaves the recipe's own.
+            (``docs/log.md``). It needs ``recipe="auto"``. None leaves the recipe's own, a fifth.
         seed: of the draws. Global random state is neither read nor seeded.
         rank: of this process among data-parallel ones; by default that of `torch.distributed` at
             the first iteration. Its processes sift together: they keep one table by gathering

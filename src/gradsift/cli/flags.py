@@ -25,7 +25,7 @@ SpendName = Annotated[
     str | None,
     typer.Option(
         help="What lower variance is spent on: noise, batch or lr.",
-        show_default="batch for auto, without BatchNorm",
+        show_default="for auto lr (sgd) or batch (adam, adamw)",
     ),
 ]
 Cap = Annotated[

@@ -63,7 +63,8 @@ class Recipe:
     Raises:
         UsageError: for an unknown source, a ratio that is not a finite number of at least one, a
             table or a rule with scores that a training step does not give away, a cap without a
-            table, a finish that is no share or of another source, or parts that do not belong together.
+            table, a finish that is no share or of another source, or parts that do not belong
+            together.
 
     Example:
         >>> from gradsift.sampling import distributions, draws

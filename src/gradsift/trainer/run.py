@@ -32,7 +32,6 @@ from gradsift.schedule import find_schedule
 from gradsift.scores.doubt import Doubt
 from gradsift.scores.input_norm import InputNorm
 from gradsift.scores.untouched import random_states
-from gradsift.sifting.spending import choose_spend
 from gradsift.trainer.evaluation import count_examples
 from gradsift.trainer.interruption import Interruption
 from gradsift.trainer.keeping import Keeper, Keeping
@@ -162,7 +161,7 @@ def _prepare(
         model,
         problem.loss_fn,
         recipe=settings.assembled(),
-        spend=choose_spend(settings.spend, settings.assembled(), model),
+        spend=settings.spending,
         seed=settings.seed,
         device=device,
         clock=paused,

@@ -15,6 +15,7 @@ from gradsift.errors import UsageError
 from gradsift.gate import AbstractGate
 from gradsift.models import norm_in_use
 from gradsift.recipes import Recipe, recipes
+from gradsift.records import Spend
 from gradsift.schedule import find_schedule
 from gradsift.sifting.spending import choose_spend
 from gradsift.trainer.searching import check_engine
@@ -77,7 +78,8 @@ class Settings:
         schedule: of the learning rate over the budget: constant, cosine, linear or step.
         optimizer: sgd (with momentum 0.9), adam or adamw.
         norm: group or batch, for the model that normalises (wrn); None takes group.
-        spend: what lower variance is spent on: noise, batch or lr; None as in `gradsift.sift`.
+        spend: what lower variance is spent on: noise, batch or lr. None takes lr for recipe auto
+            with SGD, as the trainer sets the learning rate, and else what `gradsift.sift` does.
         cap: quantile at which the scores of a table are capped; None for the recipe's own (none).
         finish: last share of the run in the data's own order; None for the recipe's own.
         engine: where scores are searched for: inline, local or ray; None for nowhere.
@@ -136,6 +138,17 @@ class Settings:
         choose_spend(self.spend, self.assembled())
 
     @property
+    def spending(self) -> Spend:
+        """What lower variance is spent on."""
+        recipe = self.assembled()
+        if self.spend is not None:
+            return choose_spend(self.spend, recipe)
+        if recipe.source == "auto" and self.optimizer == "sgd":
+            return "lr"
+        keeps_size = norm_in_use(self.model, self.norm) == "batch"
+        return "noise" if keeps_size else choose_spend(None, recipe)
+
+    @property
     def learning_rate(self) -> float:
         """The learning rate at the start."""
         return OPTIMIZERS[self.optimizer].lr if self.lr is None else float(self.lr)
@@ -150,7 +163,7 @@ class Settings:
         """The recipe with the cap, finish and pool ratio asked for; issgd for auto on an engine.
 
         Raises:
-            UsageError: for an unknown name, or a cap, finish or pool ratio that the recipe cannot have.
+            UsageError: for an unknown name, or a cap, finish or pool ratio that it cannot have.
         """
         searched = self.engine is not None and self.recipe == "auto"
         recipe = recipes["issgd" if searched else self.recipe]
@@ -174,11 +187,6 @@ class Settings:
         """A fresh optimiser at the learning rate of the start."""
         return OPTIMIZERS[self.optimizer].make(parameters, self.learning_rate, self.decay)
 
-    def _spend_in_use(self) -> str:
-        if self.spend is None and norm_in_use(self.model, self.norm) == "batch":
-            return "noise"
-        return choose_spend(self.spend, self.assembled())
-
     def listed(self) -> dict[str, Any]:
         """Every setting as plain values, in a stable order, for logs and reports."""
         return {
@@ -186,7 +194,7 @@ class Settings:
             "budget": str(self.budget),
             "lr": self.learning_rate,
             "weight_decay": self.decay,
-            "spend": self._spend_in_use(),
+            "spend": self.spending,
             "finish": self.assembled().finish,
             "norm": norm_in_use(self.model, self.norm),
             "pool_ratio": self.assembled().ratio if self.assembled().source == "pool" else None,
