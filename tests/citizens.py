@@ -93,8 +93,8 @@ def sift_family(family: str, feature: Feature, model: Any, clock: VirtualClock) 
 
 def decide(policy: Auto) -> None:
     """From now on in two stages."""
-    policy.decision = TWO_STAGE
-    policy._changed_at = 10**9
+    policy.deciding.decision = TWO_STAGE
+    policy.deciding.changed_at = 10**9
 
 
 def slow_gradient(

@@ -17,7 +17,8 @@ from gradsift.records import Plan
 from gradsift.sampling.distributions import Mixed, Proportional
 from gradsift.scores import Loss
 from gradsift.sifting import probes
-from gradsift.sifting.auto import DWELL, EVERY, LOOKING, Auto
+from gradsift.sifting.auto import LOOKING, Auto
+from gradsift.sifting.deciding import DWELL, EVERY, Deciding, Moment
 from gradsift.sifting.evidence import PAIRS
 
 LOSS = nn.CrossEntropyLoss(reduction="none")
@@ -140,7 +141,7 @@ def test_noise_and_norms_stay_known_while_the_table_is_in_use(
     def noted(self: Auto, batch_size: int) -> Plan:
         planned, evidence = plan(self, batch_size), self.evidence
         known = evidence.noise.pairs, evidence.calibration.probes
-        made.append((self.in_use, planned.source, *known))
+        made.append((self.deciding.in_use, planned.source, *known))
         return planned
 
     monkeypatch.setattr(Auto, "plan", noted)
@@ -160,18 +161,18 @@ def test_decisions_leave_probes_their_time_and_survive_a_hiccup(
 ) -> None:
     """Costs of three examples for a decision, once of thousands, and of two halves for a probe."""
     steps: list[int] = []
-    compare, halves = Auto._compare, probes.half_gradients
+    compare, halves = Deciding._compare, probes.half_gradients
 
-    def costly(self: Auto, offers: list[Offer]) -> Decision:
+    def costly(self: Deciding, offers: Any, at: Moment, ranks: Any) -> Decision:
         self._clock.charge(trained=5_000 if len(steps) == 2 else 3)
-        steps.append(self._steps)
-        return compare(self, offers)
+        steps.append(at.steps)
+        return compare(self, offers, at, ranks)
 
     def paid(setup: Any, batch: Any) -> Any:
         setup.clock.charge(trained=BATCH)
         return halves(setup, batch)
 
-    monkeypatch.setattr(Auto, "_compare", costly)
+    monkeypatch.setattr(Deciding, "_compare", costly)
     monkeypatch.setattr(probes, "half_gradients", paid)
     with torch.random.fork_rng():
         train = fit(pure_noise(), network(1, 1), absolute, epochs=60)
@@ -236,7 +237,7 @@ def test_sources_that_score_candidates_of_their_own(source: Any) -> None:
             if batch.drawn:
                 drawn.append(batch)
         policy: Any = train.policy
-        policy.decision = forced
+        policy.deciding.decision = forced
     scored = train.examples_scored
     assert len(drawn) >= N // BATCH
     assert scored >= 3 * BATCH * len(drawn)

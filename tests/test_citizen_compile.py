@@ -71,7 +71,7 @@ def test_nothing_is_compiled_after_warm_up(family: str, monkeypatch: pytest.Monk
 
 def test_a_new_batch_size_compiles_once_for_all() -> None:
     loop = Watched("auto", Feature(network, wrap=compiled))
-    loop.train.policy._spending._spend = "batch"
+    loop.train.policy.deciding.spending._spend = "batch"
     loop.run(420, every=0)
     assert loop.train.gate["state"] == "on"
     assert 1 <= max(loop.graphs) - loop.graphs[WARM] <= 2

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import gradsift
 from gradsift import UsageError, WeightedBatch, recipes
 from gradsift.clock import VirtualClock
-from gradsift.sifting.auto import DWELL, EVERY
+from gradsift.sifting.deciding import DWELL, EVERY
 from gradsift.trainer import Settings
 
 LOSS = nn.CrossEntropyLoss(reduction="none")

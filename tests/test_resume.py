@@ -208,7 +208,7 @@ def forced(source: Any) -> Callable[[], Run]:
     def make() -> Run:
         run = Run(own_generator, "auto", workers=0)
         policy: Any = run.train.policy
-        policy.decision = Decision(Offer(source, 1.0, 2.0, 2.0, 3.0), 1.5, "forced", 64.0)
+        policy.deciding.decision = Decision(Offer(source, 1.0, 2.0, 2.0, 3.0), 1.5, "forced", 64.0)
         return run
 
     return make

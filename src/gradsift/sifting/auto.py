@@ -15,32 +15,23 @@ from torch import Tensor
 
 from gradsift.clock import AbstractClock
 from gradsift.data.passes import Portion
-from gradsift.gate import Decision, MeasuredGate, Offer
-from gradsift.records import PLAIN, Plan, ScoreUpdate, Source
+from gradsift.gate import MeasuredGate, Offer
+from gradsift.monitors.averages import Estimate
+from gradsift.records import PLAIN, Plan, ScoreUpdate
 from gradsift.sampling.table import ScoreTable
 from gradsift.sifting.candidates import Candidates, Chooser
+from gradsift.sifting.deciding import EVERY, Deciding, Moment
 from gradsift.sifting.evidence import Evidence
 from gradsift.sifting.memory import WINDOW, Memory
 from gradsift.sifting.policy import AbstractPolicy
 from gradsift.sifting.probes import Probes
-from gradsift.sifting.purses import Purses
 from gradsift.sifting.ranks import AbstractRanks
-from gradsift.sifting.spending import Spending
 
 WARM_UP = 16
 """Steps before the first probe."""
 
 KEPT = 8
 """One of so many fresh scores is kept for the ratios of pools."""
-
-GROWTH = 1.05
-"""Decisions that change nothing are written down at steps that grow by this factor."""
-
-EVERY = 32
-"""Steps between decisions."""
-
-DWELL = 128
-"""Steps that a source stays in use at least."""
 
 LOOKING = 64
 """Steps out of the table between two of the user's own order, which are there to be looked at."""
@@ -52,7 +43,7 @@ class Auto(AbstractPolicy):
     Attributes:
         memory: the table; None where ids cannot be drawn from the whole data set.
         evidence: what was measured.
-        decision: the latest; None before enough is known for one.
+        deciding: what was decided on it, and what that may cost.
         batch_size: b, as last asked for.
     """
 
@@ -63,19 +54,14 @@ class Auto(AbstractPolicy):
         super().__init__()
         self.memory = memory
         self.evidence = Evidence(pools=chooser.setup.recipe.cap is None)
-        self.decision: Decision | None = None
+        self.deciding = Deciding(chooser.setup, gate, self.evidence)
+        self.batch_size = 0
         self._chooser = chooser
         self._clock: AbstractClock = chooser.setup.clock
-        self._gate = gate
-        self._purses = Purses(gate.allowance)
+        self._purses = self.deciding.purses
         self._probes = Probes(chooser, self.evidence, memory)
-        self._spending = Spending(chooser.setup.spend)
         self._probed = 0.0
-        self._finish = chooser.setup.recipe.finish
-        self._opened_at: int | None = None
-        self._changed_at = self._looked_at = 0
-        self._steps = self._write_at = 0
-        self.batch_size = 0
+        self._steps = self._looked_at = 0
 
     @property
     def table(self) -> ScoreTable | None:
@@ -91,34 +77,33 @@ class Auto(AbstractPolicy):
     @property
     def wishes(self) -> bool:
         """Whether the allowance permits a probe."""
-        if self._finishing or self._steps < WARM_UP or not self._purses.probing.allows(self._now()):
+        if self.deciding.final or self._steps < WARM_UP:
+            return False
+        if not self._purses.probing.allows(self._now()):
             return False
         plain = self.evidence.times.median("off")
         return plain is not None and self._purses.probing.allows(self._now(), cost=plain)
 
-    @property
-    def in_use(self) -> Source:
-        """The source of the coming steps."""
-        return "off" if self.decision is None else self.decision.offer.source
-
     def plan(self, batch_size: int) -> Plan:
         """What the decision in force says."""
         self.batch_size = batch_size
-        if self.decision is None or self.in_use == "off" or self._looks():
+        decision, in_use = self.deciding.decision, self.deciding.in_use
+        if decision is None or in_use == "off" or self._looks():
             return PLAIN
-        candidates = round(self.decision.offer.candidates * batch_size)
-        if self.in_use == "pool" or self.memory is None:
+        candidates = round(decision.offer.candidates * batch_size)
+        if in_use == "pool" or self.memory is None:
             return Plan(candidates=candidates, size=batch_size)
         before = self._clock.now()
-        two_stage = self.in_use == "two-stage"
-        size = candidates if two_stage else self._spending.size(batch_size)
+        two_stage = in_use == "two-stage"
+        size = candidates if two_stage else self.deciding.spending.size(batch_size)
         draw = self.memory.draw(size, self._chooser.generator)
         self.evidence.drawing.add(self._clock.now() - before)
         return Plan(draw=draw, size=batch_size if two_stage else None)
 
     def wants_scores(self, *, drawn: bool) -> bool:
         """Always where they pay; within the allowance otherwise."""
-        return drawn or (not self._finishing and self._purses.observing.allows(self._now()))
+        final = self.deciding.final
+        return drawn or (not final and self._purses.observing.allows(self._now()))
 
     def observed(self, seconds: float, *, drawn: bool) -> None:
         """Notes what the scores of the step under way have cost."""
@@ -152,10 +137,10 @@ class Auto(AbstractPolicy):
         self.evidence.loading.add(plan.source, loading)
         self._probed = 0.0
         trained = self.batch_size if plan.draw is None else plan.size or plan.draw.size
-        self._spending.timed(trained, seconds)
+        self.deciding.spending.timed(trained, seconds)
         if self.memory is not None:
             self.memory.passed(trained)
-        if self._steps % EVERY == 0 and not (self._in_first_pass or self._finishing):
+        if self._steps % EVERY == 0 and not (self._in_first_pass or self.deciding.final):
             self._decide()
 
     def offers(self, *, hopeless: bool = True) -> list[Offer]:
@@ -164,13 +149,14 @@ class Auto(AbstractPolicy):
         Args:
             hopeless: whether pools are solved that could not gain anything.
         """
-        price = None if self.memory is None else self.memory.price
-        return self.evidence.offers(self.in_use, self.batch_size, price, hopeless=hopeless)
+        in_use = self.deciding.in_use
+        return self.evidence.offers(in_use, self.batch_size, self._price, hopeless=hopeless)
 
     def summary(self) -> dict[str, Any]:
         """The decision in force."""
-        if self.decision is not None:
-            reason = self.decision.reason
+        deciding = self.deciding
+        if deciding.decision is not None:
+            reason = deciding.decision.reason
         elif self._in_first_pass:
             reason = "the first pass is in your own order"
         else:
@@ -178,9 +164,9 @@ class Auto(AbstractPolicy):
         if self.memory is not None:
             reason = self.memory.with_forecast(reason)
         return {
-            "state": "off" if self.in_use == "off" else "on",
+            "state": "off" if deciding.in_use == "off" else "on",
             "reason": reason,
-            "opened_at_step": self._opened_at,
+            "opened_at_step": deciding.opened_at,
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -189,29 +175,23 @@ class Auto(AbstractPolicy):
             **super().state_dict(),
             "memory": None if self.memory is None else self.memory.state_dict(),
             "evidence": self.evidence.state_dict(),
-            "decision": None if self.decision is None else asdict(self.decision),
-            "purses": self._purses.state_dict(),
+            "deciding": self.deciding.state_dict(),
             "probes": self._probes.state_dict(),
-            "spending": self._spending.state_dict(),
             "probed": self._probed,
-            "opened_at": self._opened_at,
-            "steps": [self._steps, self._changed_at, self._looked_at, self._write_at],
+            "steps": [self._steps, self._looked_at],
             "batch_size": self.batch_size,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on with everything that another one has measured."""
         super().load_state_dict(state)
-        self._spending.load_state_dict(state["spending"])
+        self.deciding.load_state_dict(state["deciding"])
         if self.memory is not None:
             self.memory.load_state_dict(state["memory"])
         self.evidence.load_state_dict(state["evidence"])
-        decided = state["decision"]
-        self.decision = decided and Decision(**{**decided, "offer": Offer(**decided["offer"])})
-        self._purses.load_state_dict(state["purses"])
         self._probes.load_state_dict(state["probes"])
-        self._probed, self._opened_at = state["probed"], state["opened_at"]
-        self._steps, self._changed_at, self._looked_at, self._write_at = state["steps"]
+        self._probed = state["probed"]
+        self._steps, self._looked_at = state["steps"]
         self.batch_size = state["batch_size"]
 
     def __str__(self) -> str:
@@ -239,57 +219,18 @@ class Auto(AbstractPolicy):
             self.evidence.keep(scores, weights, 1 / (table.size * table.probabilities(ids)))
 
     def _decide(self) -> None:
-        """The first process decides for all."""
-        before = self._clock.now()
-        found = self._last() if self.ranks.leads else None
-        dwelt = self._steps - self._changed_at >= DWELL
-        may = found is None and dwelt and self.ranks.leads
-        may = may and self._purses.may_compare(before - self.start)
-        if may and (offers := self.offers(hopeless=False)):
-            found = self._compare(offers), offers
-        found = self.ranks.lead(found)
-        if found is not None:
-            self._adopt(*found)
-        if may:
-            self._purses.compared(self._clock.now() - before)
-
-    def _last(self) -> tuple[Decision, list[Offer]] | None:
-        """Back to the user's own order, where the end of the run is near."""
-        if not self._finish or self.progress is None or self.progress < 1 - self._finish:
-            return None
-        plain = Offer("off", self.evidence.times.median("off") or 0.0)
-        noise_scale = self.evidence.noise_scale(self.batch_size * self.ranks.size)
-        reason = f"the last {self._finish:.0%} of the run are in your own order"
-        return Decision(plain, 1.0, reason, noise_scale, final=True), [plain]
-
-    def _compare(self, offers: list[Offer]) -> Decision:
-        together = self.batch_size * self.ranks.size
-        return self._gate.decide(
-            offers,
-            in_use=self.in_use,
-            noise_scale=self.evidence.noise_scale(together),
-            batch_size=together,
-        )
-
-    def _adopt(self, decision: Decision, offers: list[Offer]) -> None:
-        first, before = self.decision is None, self._in_force
-        self.decision = decision
-        self._spending.decide(decision, self.batch_size, self.ranks)
-        self.lr_factor = self._spending.lr_factor
-        changed = self._in_force != before
-        if changed:
-            self._changed_at = self._steps
-        if not (changed or first or self._steps >= self._write_at):
+        at = Moment(self._steps, self.batch_size, self._now(), self.progress)
+        offers = self.deciding.take(at, self._price, self.ranks)
+        spending, decision = self.deciding.spending, self.deciding.decision
+        self.lr_factor = spending.lr_factor
+        if offers is None or decision is None:
             return
-        self._write_at = int(self._steps * GROWTH) + EVERY
-        if self._opened_at is None and self.in_use != "off":
-            self._opened_at = self._steps
         self.news.append(
             {
                 **self.summary(),
-                "gain": self.decision.gain,
-                "noise_scale": self.decision.noise_scale,
-                "batch_size": self._spending.size(self.batch_size),
+                "gain": decision.gain,
+                "noise_scale": decision.noise_scale,
+                "batch_size": spending.size(self.batch_size),
                 "lr_factor": self.lr_factor,
                 "observing": self.evidence.observing.mean,
                 "drawing": self.evidence.drawing.mean,
@@ -298,17 +239,12 @@ class Auto(AbstractPolicy):
         )
 
     @property
-    def _finishing(self) -> bool:
-        return self.decision is not None and self.decision.final
+    def _price(self) -> Estimate | None:
+        return None if self.memory is None else self.memory.price
 
     @property
     def _in_first_pass(self) -> bool:
         return self.memory is not None and not self.memory.complete
-
-    @property
-    def _in_force(self) -> tuple[Source, float, int]:
-        candidates = 1.0 if self.decision is None else self.decision.offer.candidates
-        return self.in_use, candidates, self._spending.size(self.batch_size)
 
     def _now(self) -> float:
         return self._clock.now() - self.start
