@@ -34,6 +34,7 @@ FLAGS = [
         "--norm",
         "--spend",
         "--cap",
+        "--finish",
         *ENGINE,
         "--budget",
         "--seed",
@@ -112,7 +113,15 @@ def test_every_flag_reaches_the_run(workplace, capsys):
         "--out": "o",
         "--clock": "virtual",
     }
-    elsewhere = [*READING, "--cap", *ENGINE, "--resume", "--checkpoint-every", *PARALLEL]
+    elsewhere = [
+        *READING,
+        "--cap",
+        "--finish",
+        *ENGINE,
+        "--resume",
+        "--checkpoint-every",
+        *PARALLEL,
+    ]
     assert list(flags) == [flag for flag in FLAGS if flag not in elsewhere]
     assert entry.main(["train", *(word for pair in flags.items() for word in pair)]) == 0
     run = read_run(workplace / "o")

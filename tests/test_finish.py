@@ -15,7 +15,7 @@ from gradsift.sifting.deciding import DWELL, EVERY
 from gradsift.trainer import Settings
 
 LOSS = nn.CrossEntropyLoss(reduction="none")
-N, BATCH, EPOCHS = 512, 16, 20
+N, BATCH, EPOCHS = 512, 16, 14
 STEPS = EPOCHS * N // BATCH
 
 
@@ -62,7 +62,9 @@ def weighted(batches: list[WeightedBatch]) -> list[bool]:
     return [bool((batch.weights != 1).any()) for batch in batches]
 
 
-@pytest.mark.parametrize("spend", ["noise", "batch", "lr"])
+@pytest.mark.parametrize(
+    "spend", ["noise", *(pytest.param(name, marks=pytest.mark.slow) for name in ("batch", "lr"))]
+)
 def test_the_last_part_is_in_the_users_own_order(spend: str) -> None:
     fit = Fit(finish=0.25, spend=spend)
     seen = fit.steps(STEPS)
