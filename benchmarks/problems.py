@@ -75,13 +75,21 @@ def clothes() -> Problem:
 
 
 def fifth_of_clothes() -> Problem:
-    """The first 12,000 images of Fashion-MNIST to train on, and its whole test part.
+    """The first 12,000 images of Fashion-MNIST to train on, and the first 5,000 to test on.
 
     They come in no order. A comparison of many recipes has the passes that it needs in a fifth of
     the time.
     """
     problem = clothes()
-    return replace(problem, name="a fifth of clothes", train=Subset(problem.train, range(12_000)))
+    train, test = first(problem.train, 12_000), first(problem.test, 5_000)
+    return replace(problem, name="a fifth of clothes", train=train, test=test)
+
+
+def first(data: Any, count: int) -> Rows:
+    """The first examples, which are still fetched a batch at a time."""
+    part = copy(cast(Rows, data))
+    part.inputs, part.targets = part.inputs[:count], part.targets[:count]
+    return part
 
 
 def rare_clothes() -> Problem:
