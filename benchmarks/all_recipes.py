@@ -97,7 +97,7 @@ def compare(out: Path, budget: str, seeds: int, setting: Setting) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description="Every recipe at equal seconds.")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--budget", default="20s")
     parser.add_argument("--seeds", type=int, default=5)
