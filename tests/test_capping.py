@@ -304,7 +304,7 @@ def test_with_a_cap_only_the_table_is_offered() -> None:
         assert {offer.source for offer in offers} == expected
     policy = trained(cap=0.5).policy
     assert isinstance(policy, Auto)
-    assert {offer.source for offer in policy.offers()} <= {"off", "table"}
+    assert {offer.source for offer in policy.deciding.offers(policy.batch_size)} <= {"off", "table"}
 
 
 @pytest.mark.parametrize(

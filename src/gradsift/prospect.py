@@ -193,7 +193,7 @@ def _train(train: SiftedLoader, setup: Setup, optimizer: Optimizer, seconds: flo
 def _prospects(train: SiftedLoader, policy: Auto) -> Prospects:
     evidence, b = policy.evidence, policy.batch_size
     scale = evidence.noise_scale(b)
-    offers = policy.offers()
+    offers = policy.deciding.offers(b)
     if not offers:
         raise UsageError(
             f"a probe of {train.steps} steps is too short to measure anything, expected at least "

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from gradsift.clock import AbstractClock
 from gradsift.data.passes import Portion
-from gradsift.gate import MeasuredGate, Offer
-from gradsift.monitors.averages import Estimate
+from gradsift.gate import MeasuredGate
 from gradsift.records import PLAIN, Plan, ScoreUpdate
 from gradsift.sampling.table import ScoreTable
 from gradsift.sifting.candidates import Candidates, Chooser
@@ -54,7 +53,7 @@ class Auto(AbstractPolicy):
         super().__init__()
         self.memory = memory
         self.evidence = Evidence(pools=chooser.setup.recipe.cap is None)
-        self.deciding = Deciding(chooser.setup, gate, self.evidence)
+        self.deciding = Deciding(chooser.setup, gate, self.evidence, memory)
         self.batch_size = 0
         self._chooser = chooser
         self._clock: AbstractClock = chooser.setup.clock
@@ -143,15 +142,6 @@ class Auto(AbstractPolicy):
         if self._steps % EVERY == 0 and not (self._in_first_pass or self.deciding.final):
             self._decide()
 
-    def offers(self, *, hopeless: bool = True) -> list[Offer]:
-        """What is known about each source now; empty before a plain step was timed.
-
-        Args:
-            hopeless: whether pools are solved that could not gain anything.
-        """
-        in_use = self.deciding.in_use
-        return self.evidence.offers(in_use, self.batch_size, self._price, hopeless=hopeless)
-
     def summary(self) -> dict[str, Any]:
         """The decision in force."""
         deciding = self.deciding
@@ -220,7 +210,7 @@ class Auto(AbstractPolicy):
 
     def _decide(self) -> None:
         at = Moment(self._steps, self.batch_size, self._now(), self.progress)
-        offers = self.deciding.take(at, self._price, self.ranks)
+        offers = self.deciding.take(at, self.ranks)
         spending, decision = self.deciding.spending, self.deciding.decision
         self.lr_factor = spending.lr_factor
         if offers is None or decision is None:
@@ -237,10 +227,6 @@ class Auto(AbstractPolicy):
                 "offers": [asdict(offer) for offer in offers],
             }
         )
-
-    @property
-    def _price(self) -> Estimate | None:
-        return None if self.memory is None else self.memory.price
 
     @property
     def _in_first_pass(self) -> bool:

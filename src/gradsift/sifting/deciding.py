@@ -6,9 +6,9 @@ from typing import Any
 
 from gradsift.clock import AbstractClock
 from gradsift.gate import Decision, MeasuredGate, Offer
-from gradsift.monitors.averages import Estimate
 from gradsift.records import Source
 from gradsift.sifting.evidence import Evidence
+from gradsift.sifting.memory import Memory
 from gradsift.sifting.purses import Purses
 from gradsift.sifting.ranks import AbstractRanks
 from gradsift.sifting.setup import Setup
@@ -49,6 +49,7 @@ class Deciding:
             that is in the user's own order.
         gate: compares offers.
         evidence: what they are made of.
+        memory: the table, which knows its price; None without one.
 
     Attributes:
         decision: in force; None before the first.
@@ -58,7 +59,9 @@ class Deciding:
         spending: what the gain is spent on.
     """
 
-    def __init__(self, setup: Setup, gate: MeasuredGate, evidence: Evidence) -> None:
+    def __init__(
+        self, setup: Setup, gate: MeasuredGate, evidence: Evidence, memory: Memory | None
+    ) -> None:
         self.decision: Decision | None = None
         self.changed_at = 0
         self.opened_at: int | None = None
@@ -68,6 +71,7 @@ class Deciding:
         self._finish = setup.recipe.finish
         self._gate = gate
         self._evidence = evidence
+        self._memory = memory
         self._write_at = 0
 
     @property
@@ -80,12 +84,21 @@ class Deciding:
         """Whether nothing will be decided any more."""
         return self.decision is not None and self.decision.final
 
-    def take(self, at: Moment, price: Estimate | None, ranks: AbstractRanks) -> list[Offer] | None:
+    def offers(self, batch_size: int, *, hopeless: bool = True) -> list[Offer]:
+        """What is known about each source now; empty before a plain step was timed.
+
+        Args:
+            batch_size: b.
+            hopeless: whether pools are solved that could not gain anything.
+        """
+        price = None if self._memory is None else self._memory.price
+        return self._evidence.offers(self.in_use, batch_size, price, hopeless=hopeless)
+
+    def take(self, at: Moment, ranks: AbstractRanks) -> list[Offer] | None:
         """Decides anew, if it is time and there is something to pay with.
 
         Args:
             at: the moment.
-            price: the table's ratio, as `Evidence.offers` wants it.
             ranks: the processes that decide together.
 
         Returns:
@@ -96,7 +109,7 @@ class Deciding:
         dwelt = at.steps - self.changed_at >= DWELL
         may = found is None and dwelt and ranks.leads and self.purses.may_compare(at.seconds)
         if may:
-            offers = self._evidence.offers(self.in_use, at.batch_size, price, hopeless=False)
+            offers = self.offers(at.batch_size, hopeless=False)
             found = (self._compare(offers, at, ranks), offers) if offers else None
         found = ranks.lead(found)
         noted = found is not None and self._adopt(found[0], at, ranks)
@@ -135,6 +148,9 @@ class Deciding:
         plain = Offer("off", self._evidence.times.median("off") or 0.0)
         noise_scale = self._evidence.noise_scale(at.batch_size * ranks.size)
         reason = f"the last {self._finish:.0%} of the run are in your own order"
+        if self.decision is not None:
+            state = "off" if self.in_use == "off" else "on"
+            reason = f"{reason}; before that {state}: {self.decision.reason}"
         return Decision(plain, 1.0, reason, noise_scale, final=True), [plain]
 
     def _compare(self, offers: Sequence[Offer], at: Moment, ranks: AbstractRanks) -> Decision:
