@@ -10,7 +10,7 @@ from jaxtyping import Float32, Float64, Int64
 WIDTH = 16
 """Children per node: a cumulated row costs most of a draw, and 16 are cheaper than 64."""
 
-TOP = 4096
+TOP = 16384
 """The highest level has at most so many nodes; it is cumulated afresh for every draw."""
 
 _CHUNK = 2**16
