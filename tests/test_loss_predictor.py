@@ -118,7 +118,7 @@ def test_what_is_kept_follows_a_network_that_moves() -> None:
     """With all refreshed in each step it is the same again."""
     everyone = torch.arange(EXAMPLES)
     kept, anew, left = (
-        taught(Prediction(lr=0.01, refresh=refresh)).predict(everyone)
+        taught(Prediction(lr=0.01, every=1, refresh=refresh)).predict(everyone)
         for refresh in (EXAMPLES, None, 0)
     )
     assert torch.allclose(kept, anew, rtol=1e-5)
@@ -162,7 +162,9 @@ class Plainly:
 
 @pytest.mark.parametrize("log_scale", [False, True])
 def test_it_is_the_published_predictor(log_scale: bool) -> None:
-    prediction = Prediction(lr=0.01, history=3, refresh=None, log_scale=log_scale, classes=7)
+    prediction = Prediction(
+        lr=0.01, history=3, every=1, refresh=None, log_scale=log_scale, classes=7
+    )
     predictor: Any = LossPredictor(EXAMPLES, prediction, seed=5)
     twin = Plainly(copy.deepcopy(predictor._network), 0.01, 3, log_scale)
     everyone = torch.arange(EXAMPLES)
@@ -175,7 +177,7 @@ def test_it_is_the_published_predictor(log_scale: bool) -> None:
 
 def test_it_learns_what_can_be_known() -> None:
     """Losses that differ by example and hardly in time: far better than the mean of all."""
-    predictor = taught(Prediction(lr=0.01), steps=150)
+    predictor = taught(Prediction(lr=0.01, every=1), steps=150)
     everyone = torch.arange(EXAMPLES)
     truth = (0.2 + everyone / 4) * 1.05
     off = (predictor.predict(everyone) - truth).abs().mean()

@@ -19,8 +19,10 @@ class Prediction:
         warm_up: steps in the user's own order before the first draw.
         refresh: examples per step whose history is read anew by the network as it has become,
             besides those just trained on; all take turns. None reads the histories of all
-            candidates anew in every step, as published, at some hundred times the cost.
-        every: training steps between two of the network's own; 1 as published.
+            candidates anew in every step, as published, at several times the cost.
+        every: training steps between two of the network's own; 1 as published. Readings that are
+            kept age with each of the network's steps, so fewer of them cost less *and* predict
+            better (``benchmarks/predictor_settings.py``).
         lr: learning rate of its Adam optimiser.
         log_scale: whether logarithms of losses are remembered and predicted.
         classes: rows of the class embedding; further classes share them.
@@ -37,7 +39,7 @@ class Prediction:
     history: int = 10
     warm_up: int = 100
     refresh: int | None = 64
-    every: int = 1
+    every: int = 4
     lr: float = 1e-3
     log_scale: bool = False
     classes: int = 1000

@@ -23,7 +23,8 @@ Deviations from the authors' library:
 * Smoothing is off there unless asked for. A predicted loss that is far too small gets a weight that
   is far too large, so here it is on, as its documentation recommends. Its average is that of
   earlier candidates. What is learnt with it is ``mean((ŝ + a)^(1−k) ∇L)``.
-* What the network made of each history is kept between steps (`LossPredictor`).
+* What the network made of each history is kept between steps, and the network learns from every
+  fourth step's losses alone, which predicts better then (`LossPredictor`).
 * The warm-up of 100 steps, which the paper's code had, is there and takes the loader's own order.
 
 Example:
