@@ -1,11 +1,11 @@
 """How often must the network of 2017 learn and read, for predictions that are as good?
 
-    GRADSIFT_DATA=FOLDER python benchmarks/predictor_settings.py [--epochs 5] [--seeds 3]
-        [--examples 20000] [--out FILE.json]
+    GRADSIFT_DATA=FOLDER python benchmarks/predictor_settings.py [--data clothes] [--epochs 4]
+        [--seeds 2] [--examples 20000] [--out FILE.json]
 
-A CNN trains on Fashion-MNIST in uniform order, and every batch's losses are kept. They are then
-told to one `LossPredictor` per setting, a batch at a time. Before each batch is learnt from, over
-the second half of the steps:
+A model trains in uniform order (by default a CNN on Fashion-MNIST), and every batch's losses are
+kept. They are then told to one `LossPredictor` per setting, a batch at a time. Before each batch is
+learnt from, over the second half of the steps:
 
 * error: ``E|ŝ − s|/E[s]``;
 * price: ``E[s²/q]·E[q]/E[s²]`` with ``q = ŝ + mean(ŝ)/2`` as the recipe smooths it; below one where
@@ -22,13 +22,14 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 
+from gradsift.data.problem import Problem
 from gradsift.models import build_model
 from gradsift.predictor import Prediction
 from gradsift.predictor.recurrent import LossPredictor
 from gradsift.report.summary import plain_json
-from problems import clothes
+from predictor import DATA
 
 BATCH = 64
 SETTINGS = {
@@ -88,14 +89,18 @@ class Row:
     milliseconds: float
 
 
-def recorded(seed: int, epochs: int, examples: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+def recorded(
+    problem: Problem, name: str, seed: int, epochs: int, examples: int
+) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Ids, losses and classes of each step of a uniform training."""
-    problem = clothes()
+    _, model_name, optimise = DATA[name]
     generator = torch.Generator().manual_seed(seed)
-    model = build_model("cnn", problem.input_shape, problem.outputs, generator=generator)
-    optimizer = torch.optim.SGD(model.parameters(), 0.04, momentum=0.9)
-    part = Subset(problem.train, range(examples))
-    rows = [(*part[i][:2], i) for i in range(examples)]
+    vocabulary = None if problem.vocabulary is None else len(problem.vocabulary)
+    model = build_model(
+        model_name, problem.input_shape, problem.outputs, generator=generator, vocabulary=vocabulary
+    )
+    optimizer = optimise(model.parameters())
+    rows = [(*problem.train[place][:2], place) for place in range(examples)]
     steps = []
     loader = DataLoader(rows, BATCH, shuffle=True, drop_last=True, generator=generator)  # pyright: ignore[reportArgumentType]
     for _ in range(epochs):
@@ -108,16 +113,18 @@ def recorded(seed: int, epochs: int, examples: int) -> list[tuple[Tensor, Tensor
     return steps
 
 
-def measure(seed: int, epochs: int, examples: int) -> list[Row]:
+def measure(name: str, seed: int, epochs: int, most: int) -> list[Row]:
     """All settings on one training."""
-    steps = recorded(seed, epochs, examples)
-    arms = {name: Told(LossPredictor(examples, s, seed)) for name, s in SETTINGS.items()}
+    problem = DATA[name][0]()
+    examples = min(most, len(problem.train))  # pyright: ignore[reportArgumentType]
+    steps = recorded(problem, name, seed, epochs, examples)
+    arms = {s: Told(LossPredictor(examples, p, seed)) for s, p in SETTINGS.items()}
     generator = torch.Generator().manual_seed(seed)
     for ids, losses, labels in steps:
         candidates = torch.randint(examples, (2048,), generator=generator)
         for arm in arms.values():
             arm.take(ids, losses, labels, candidates)
-    return [summed(name, seed, arm) for name, arm in arms.items()]
+    return [summed(setting, seed, arm) for setting, arm in arms.items()]
 
 
 def summed(name: str, seed: int, arm: Told) -> Row:
@@ -131,14 +138,15 @@ def summed(name: str, seed: int, arm: Told) -> Row:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="How often it must learn and read.")
-    parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--data", default="clothes", choices=list(DATA))
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--examples", type=int, default=20_000, help="of the training part, first")
     parser.add_argument("--out", type=Path, help="write the rows to this JSON file")
     options = parser.parse_args()
     rows: list[Row] = []
     for seed in range(options.seeds):
-        rows += measure(seed, options.epochs, options.examples)
+        rows += measure(options.data, seed, options.epochs, options.examples)
     print(f"{'setting':28} {'error':>22} {'price':>22} {'milliseconds':>16}")
     for name in SETTINGS:
         own = [row for row in rows if row.setting == name]

@@ -177,6 +177,25 @@ def check_engine_parts() -> str:
     return message_of(lambda: next(iter(train)))
 
 
+def check_finish() -> dict[str, Any]:
+    """`auto` that ends in the user's own order; rank 0 alone says how far the run is."""
+    model = DistributedDataParallel(network())
+    clock = VirtualClock()
+    train = gradsift.sift(loader(), model, LOSS, clock=clock, spend="noise", finish=0.25)
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+    epochs, seen = 24, []
+    for epoch in range(epochs):
+        for batch in train:
+            if dist.get_rank() == 0:
+                train.policy.progress = epoch / epochs
+            seen.append((batch.indices, batch.drawn))
+            batch.loss(model(batch.inputs)).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            clock.charge(trained=len(batch))
+    return {"seen": seen, "gate": train.gate}
+
+
 def check_spending() -> dict[str, Any]:
     """`auto` that may shrink its batches: to the same size on every rank."""
     model = DistributedDataParallel(network())
@@ -297,6 +316,7 @@ CHECKS: dict[str, Callable[[], Any]] = {
     "fsdp-rho": lambda: message_of(lambda: check_recipe("rho-loss", "fsdp", 1)),
     "resumed-table": lambda: check_resume("table", 60, 37),
     "resumed-auto": lambda: check_resume("auto", 300, 170),
+    "finish": check_finish,
     "spending": check_spending,
     "uneven": check_uneven,
     "failure": check_failure,

@@ -216,6 +216,20 @@ def test_a_smaller_batch_is_as_small_on_every_rank(results: Results) -> None:
     assert min(first["sizes"]) < BATCH == max(first["sizes"])
 
 
+def test_the_end_in_the_users_own_order_begins_on_both_at_once(results: Results) -> None:
+    """Only rank 0 is told how far the run is; each rank then walks its own half of the data."""
+    first, second = (result["finish"] for result in results)
+    drawn = [[drawn for _, drawn in found["seen"]] for found in (first, second)]
+    steps, per_epoch = len(drawn[0]), N // (2 * BATCH)
+    assert drawn[0] == drawn[1]
+    assert any(drawn[0][: 3 * steps // 4])
+    assert not any(drawn[0][-4 * per_epoch :])
+    assert first["gate"] == second["gate"]
+    assert first["gate"]["reason"].startswith("the last 25% of the run are in your own order")
+    last = [torch.cat([ids for ids, _ in found["seen"][-per_epoch:]]) for found in (first, second)]
+    assert torch.equal(torch.cat(last).sort().values, torch.arange(N))
+
+
 def test_pools_are_each_ranks_own(results: Results) -> None:
     first, second = (result["ddp-pool"] for result in results)
     assert first["scored"] == second["scored"] == 32 * 3 * BATCH

@@ -90,3 +90,24 @@ def test_the_benchmark_of_predictors_runs(tmp_path: Path) -> None:
     assert all(row["last_seen"] > 0.5 for row in found["rows"] if row["epoch"] == 8)
     assert len(found["costs"]) == 5
     assert done.stdout.count("variance ratio over that of the last scores") == 2
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_settings_runs(tmp_path: Path) -> None:
+    flags = ["--data", "digits", "--seeds", "1", "--epochs", "6", "--examples", "640"]
+    done = subprocess.run(
+        [
+            *(sys.executable, str(ROOT / "benchmarks/predictor_settings.py"), *flags),
+            *("--out", "rows.json"),
+        ],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert [row["setting"] for row in rows][:2] == ["as published", "every step"]
+    assert all(row["price"] > 0.1 and row["error"] > 0 for row in rows)
+    assert all(row["setting"] in done.stdout for row in rows)
