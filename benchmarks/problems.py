@@ -167,7 +167,7 @@ def flipped_clothes_20() -> Problem:
 
 
 def flipped_fifth_20() -> Problem:
-    """A fifth of clothes with one training label in five wrong, for more passes in the same time."""
+    """A fifth of clothes with one training label in five wrong: more passes in the same time."""
     problem = flipped_clothes_20()
     train, test = first(problem.train, 12_000), first(problem.test, 5_000)
     return replace(problem, name="a fifth of flipped clothes 20", train=train, test=test)

@@ -18,6 +18,7 @@ from gradsift.comparison.arms import Arm, again
 from gradsift.comparison.plan import Plan
 from gradsift.comparison.rows import as_json, compared
 from gradsift.report import compare_figures as figures
+from gradsift.report.compare_colours import REST, colours
 from gradsift.report.compare_page import compare_page, write_compare_page
 from gradsift.report.compare_table import as_text, estimate_in_words, levels, ratios
 from gradsift.report.compare_verdict import clear, verdict
@@ -264,6 +265,22 @@ def test_examples_are_read_off_the_lines_of_training(tmp_path):
     across, _ = figures.curve_of(run, "trained", "train_loss")
     assert across[:3].tolist() == pytest.approx([0, 320, 640])
     assert across[-1] == 3200
+
+
+def test_where_arms_outnumber_the_colours_the_best_have_one_each(tmp_path):
+    names = [f"arm-{place}" for place in range(9)]
+    arms = (ARMS[0], *(Arm(name, ()) for name in names))
+    losses = dict(zip(names, (0.5, 0.1, 0.2, 0.9, 0.3, 0.8, 0.4, 0.15, float("nan")), strict=True))
+    plan = Plan(arms, seeds=1)
+    runs = [measured(job.arm, job.seed, losses.get(job.arm, 0.6)) for job in plan.jobs()]
+    found = compared(plan, runs, tmp_path, (), ())
+    chosen = colours(found)
+    assert list(chosen) == ["uniform", *names]
+    assert [name for name in names if chosen[name] == REST] == ["arm-3", "arm-5", "arm-8"]
+    assert len(set(chosen.values())) == 8
+    (legend,) = figures.curves(found).legends
+    named = ["uniform", *(name for name in names if chosen[name] != REST), "3 others"]
+    assert [text.get_text() for text in legend.get_texts()] == named
 
 
 def test_time_splits_add_up(tmp_path):

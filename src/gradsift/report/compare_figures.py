@@ -19,13 +19,13 @@ from matplotlib.ticker import (
 )
 from numpy.typing import NDArray
 
+from gradsift.report.compare_colours import REST, colours
 from gradsift.report.compare_table import ESTIMATES, regression
 from gradsift.report.compared import Compared, Estimate
-from gradsift.report.figures import FAINT, INK, PLAIN, SEVERAL, logarithmic
+from gradsift.report.figures import FAINT, PLAIN, logarithmic
 from gradsift.report.runs import Run, pairs
 
 POINTS = 120
-AGAIN = "#9ca3af"
 PARTS = {"loading": "#a8a29e", "scoring": "#d9480f", "training": "#2563eb", "other": "#e5e7eb"}
 ACROSS = {"seconds": "seconds of the budget", "step": "steps", "trained": "examples trained"}
 TICKS = (
@@ -177,14 +177,6 @@ def split(runs: Sequence[Run]) -> dict[str, float]:
     return {**parts, "other": max(0.0, total - sum(parts.values()))}
 
 
-def colours(found: Compared) -> dict[str, str]:
-    """One colour per arm: dark grey for the reference, light grey for its second time."""
-    others = [row.arm for row in found.rows if row.arm not in (found.reference, found.again)]
-    palette = SEVERAL[1:]
-    chosen = {arm: palette[place % len(palette)] for place, arm in enumerate(others)}
-    return {found.reference: INK, **chosen, **({found.again: AGAIN} if found.again else {})}
-
-
 def _decades(panel: Axes) -> None:
     """A logarithmic axis where it can be one, with ticks between the decades where they are few."""
     logarithmic(panel)
@@ -195,16 +187,18 @@ def _decades(panel: Axes) -> None:
 
 
 def _curves(panel: Axes, found: Compared, across: str, key: str) -> None:
-    colour = colours(found)
-    for row in found.rows:
-        shown = band(found.of(row.arm), across, key)
+    for arm, colour in colours(found).items():
+        shown = band(found.of(arm), across, key)
         if shown is None:
             continue
-        dashes = (0, (4, 2)) if row.arm == found.again else "-"
+        if colour == REST:
+            panel.plot(shown.across, shown.middle, color=REST, linewidth=0.9, zorder=1.5)
+            continue
+        dashes = (0, (4, 2)) if arm == found.again else "-"
         panel.fill_between(
-            shown.across, shown.low, shown.high, color=colour[row.arm], alpha=0.13, linewidth=0
+            shown.across, shown.low, shown.high, color=colour, alpha=0.13, linewidth=0
         )
-        panel.plot(shown.across, shown.middle, color=colour[row.arm], linestyle=dashes)
+        panel.plot(shown.across, shown.middle, color=colour, linestyle=dashes)
 
 
 def _estimate(panel: Axes, place: int, estimate: Estimate, colour: str) -> None:
@@ -243,15 +237,10 @@ def _scale(panel: Axes, estimates: Sequence[Estimate], kind: str) -> None:
 
 def _name(figure: Figure, found: Compared) -> None:
     colour = colours(found)
-    arms = [row.arm for row in found.rows]
-    lines = [
-        Line2D(
-            [],
-            [],
-            color=colour[arm],
-            linewidth=2.4,
-            linestyle=(0, (3, 1.5)) if arm == found.again else "-",
-        )
-        for arm in arms
-    ]
-    figure.legend(lines, arms, loc="outside upper left", ncols=min(len(arms), 5), handlelength=1.6)
+    names = {arm: one for arm, one in colour.items() if one != REST}
+    if rest := len(colour) - len(names):
+        names[f"{rest} others"] = REST
+    lines = [Line2D([], [], color=one, linewidth=2.4) for one in names.values()]
+    for name, line in zip(names, lines, strict=True):
+        line.set_linestyle((0, (3, 1.5)) if name == found.again else "-")
+    figure.legend(lines, list(names), loc="outside upper left", ncols=5, handlelength=1.6)

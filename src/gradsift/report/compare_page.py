@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 
 from gradsift.report import compare_figures as figures
+from gradsift.report.compare_colours import colours
 from gradsift.report.compare_style import PAGE, SORTING, STYLE
 from gradsift.report.compare_table import (
     HEAD,
@@ -76,7 +77,8 @@ def _sections(found: Compared) -> Iterable[str]:
             "Line: median over seeds; band: lowest to highest seed. Unweighted loss and error in "
             "eval mode; the training loss is that of a fixed part of the training set. Seconds "
             "count loading, drawing, scoring and training, not evaluation; examples trained leave "
-            "out those that were only scored.",
+            "out those that were only scored. Where arms outnumber the colours, those with the "
+            "lowest training loss have one.",
         )
         yield _section(
             "Where the time went",
@@ -115,8 +117,8 @@ def _gallery(found: Compared) -> str:
 
 
 def _results(found: Compared) -> str:
-    colours = figures.colours(found)
-    names = [_name(named(found, row.arm), colours[row.arm]) for row in found.rows]
+    colour = colours(found)
+    names = [_name(named(found, row.arm), colour[row.arm]) for row in found.rows]
     kinds = [_kind(found, row.arm) for row in found.rows]
     first = _table(HEAD, [levels(found, row) for row in found.rows], names, kinds)
     if len(found.rows) < 2:
@@ -146,8 +148,8 @@ def _arms(found: Compared) -> str:
 
 
 def _runs(found: Compared) -> str:
-    colours = figures.colours(found)
-    names = [_name(f"{run.arm}, seed {run.seed}", colours[run.arm]) for run in found.runs]
+    colour = colours(found)
+    names = [_name(f"{run.arm}, seed {run.seed}", colour[run.arm]) for run in found.runs]
     kinds = [_kind(found, run.arm) for run in found.runs]
     return _table(_RUNS, [_run(found, run) for run in found.runs], names, kinds)
 
