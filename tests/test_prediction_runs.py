@@ -70,44 +70,34 @@ def test_the_page_runs_as_written() -> None:
     assert Predicted.learns
 
 
-@pytest.mark.slow
-def test_the_benchmark_of_predictors_runs(tmp_path: Path) -> None:
-    flags = ["--data", "digits", "--seeds", "2", "--epochs", "8", "--cost", "--blocks", "2"]
+def benchmark(name: str, folder: Path, *flags: str) -> tuple[Any, str]:
+    """The rows that a benchmark writes, and what it prints."""
     done = subprocess.run(
-        [
-            *(sys.executable, str(ROOT / "benchmarks/predictor.py"), *flags),
-            *("--steps", "1", "--out", "rows.json"),
-        ],
-        cwd=tmp_path,
+        [sys.executable, str(ROOT / "benchmarks" / name), *flags, "--out", "rows.json"],
+        cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "rows.json").read_text())
+    return json.loads((folder / "rows.json").read_text()), done.stdout
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_predictors_runs(tmp_path: Path) -> None:
+    flags = ["--data", "digits", "--seeds", "2", "--epochs", "8", "--cost", "--blocks", "2"]
+    found, said = benchmark("predictor.py", tmp_path, *flags, "--steps", "1")
     assert {row["predictor"] for row in found["rows"]} == {"forecast", "network"}
     assert all(row["last_seen"] > 0.5 for row in found["rows"] if row["epoch"] == 8)
     assert len(found["costs"]) == 5
-    assert done.stdout.count("variance ratio over that of the last scores") == 2
+    assert said.count("variance ratio over that of the last scores") == 2
 
 
 @pytest.mark.slow
 def test_the_benchmark_of_settings_runs(tmp_path: Path) -> None:
     flags = ["--data", "digits", "--seeds", "1", "--epochs", "6", "--examples", "640"]
-    done = subprocess.run(
-        [
-            *(sys.executable, str(ROOT / "benchmarks/predictor_settings.py"), *flags),
-            *("--out", "rows.json"),
-        ],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    rows = json.loads((tmp_path / "rows.json").read_text())
+    rows, said = benchmark("predictor_settings.py", tmp_path, *flags)
     assert [row["setting"] for row in rows][:2] == ["as published", "every step"]
     assert all(row["price"] > 0.1 and row["error"] > 0 for row in rows)
-    assert all(row["setting"] in done.stdout for row in rows)
+    assert all(row["setting"] in said for row in rows)
